@@ -1,0 +1,3 @@
+-- about: the whole pool
+-- source: DataComp baselines, no_filter
+SELECT uid FROM pool

@@ -1,0 +1,119 @@
+use std::path::PathBuf;
+
+use datafusion::common::{DataFusionError, SchemaError};
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong with a query or a filter.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    #[error("unknown filter '{name}'")]
+    UnknownFilter { name: String, near: Option<String> },
+    #[error("filter '{filter}' has no parameter '{name}', its parameters are: {known}")]
+    UnknownParameter { filter: String, name: String, known: String },
+    #[error("parameter '{name}' of filter '{filter}' must be {expected}, got '{got}'")]
+    ParameterValue { filter: String, name: String, expected: String, got: String },
+    #[error("filter '{filter}' needs a value for its parameter '{name}'")]
+    ParameterMissing { filter: String, name: String },
+    #[error("{filter}, line {line}: {reason}")]
+    Header { filter: String, line: usize, reason: String },
+    #[error("the query has no column 'uid', its columns are: {columns}")]
+    NoUidColumn { columns: String },
+    #[error("column '{column}' of the query has type {got}, expected {expected}")]
+    ColumnType { column: &'static str, expected: &'static str, got: String },
+    #[error("column '{column}' of the query has a NULL, in row {row}")]
+    NullInSubset { column: &'static str, row: u64 },
+    #[error("weights must be finite and not negative, row {row} has {weight}")]
+    Weight { row: u64, weight: f32 },
+    #[error("{message}")]
+    Query { message: String, hint: Option<String> },
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Storage(#[from] storage::Error),
+}
+
+impl Error {
+    /// The next thing to do about it, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Error::UnknownFilter { near: Some(near), .. } => format!("did you mean '{near}'?"),
+            Error::UnknownFilter { .. } => {
+                "give a shipped filter (tarn filter POOL --list), a file that ends in .sql, or SQL that starts with SELECT".into()
+            }
+            Error::UnknownParameter { name, known, .. } => {
+                return storage::closest(name, known.split(", ")).map(|near| format!("did you mean '{near}'?"));
+            }
+            Error::ParameterMissing { name, .. } => format!("give it with --param {name}=VALUE"),
+            Error::Header { .. } => "a parameter is declared as: -- param fraction: double = 0.3  -- what it means".into(),
+            Error::NoUidColumn { .. } => "a filter selects uids: SELECT uid FROM pool WHERE ...".into(),
+            Error::ColumnType { column: "uid", .. } => "a text column becomes one with uid(column)".into(),
+            Error::NullInSubset { .. } => "leave such rows out: WHERE ... IS NOT NULL".into(),
+            Error::Query { hint, .. } => return hint.clone(),
+            Error::Storage(e) => return e.hint(),
+            _ => return None,
+        })
+    }
+
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
+        let path = path.into();
+        move |source| Error::Io { path, source }
+    }
+
+    /// DataFusion's error without its stacked prefixes; `names` are the functions and tables that could have been meant.
+    pub fn query(error: DataFusionError, names: &[String]) -> Error {
+        let message = plain(&error);
+        let hint = missing_column(&error).or_else(|| unknown_name(&message, names));
+        // DataFusion adds its own guess to some messages; ours is the hint.
+        let message = message.split(" Did you mean ").next().unwrap_or(&message).trim_end_matches(['.', '\n']).to_string();
+        Error::Query { message, hint }
+    }
+}
+
+/// The innermost cause in words: the last link of DataFusion's chain of wrappers.
+fn plain(error: &DataFusionError) -> String {
+    match error {
+        DataFusionError::Context(_, inner) | DataFusionError::Diagnostic(_, inner) => plain(inner),
+        DataFusionError::Collection(errors) => errors.first().map(plain).unwrap_or_default(),
+        DataFusionError::Shared(inner) => plain(inner),
+        DataFusionError::Plan(message) | DataFusionError::Execution(message) | DataFusionError::NotImplemented(message) => message.clone(),
+        DataFusionError::SQL(e, _) => e.to_string().trim_start_matches("sql parser error: ").to_string(),
+        DataFusionError::SchemaError(e, _) => match e.as_ref() {
+            SchemaError::FieldNotFound { field, .. } => format!("no column '{}'", field.flat_name()),
+            e => e.to_string(),
+        },
+        DataFusionError::ArrowError(e, _) => match e.as_ref() {
+            arrow::error::ArrowError::ExternalError(inner) => match inner.downcast_ref::<DataFusionError>() {
+                Some(inner) => plain(inner),
+                None => inner.to_string(),
+            },
+            e => e.to_string(),
+        },
+        DataFusionError::External(inner) => match inner.downcast_ref::<DataFusionError>() {
+            Some(inner) => plain(inner),
+            None => inner.to_string(),
+        },
+        error => error.strip_backtrace(),
+    }
+}
+
+fn missing_column(error: &DataFusionError) -> Option<String> {
+    let DataFusionError::SchemaError(e, _) = error.find_root() else { return None };
+    let SchemaError::FieldNotFound { field, valid_fields } = e.as_ref() else { return None };
+    let names: Vec<&str> = valid_fields.iter().map(|f| f.name()).collect();
+    Some(match storage::closest(field.name(), names.iter().copied()) {
+        Some(near) => format!("did you mean '{near}'?"),
+        None => format!("the columns are: {}", names.join(", ")),
+    })
+}
+
+/// A hint for "table 'x' not found" and "Invalid function 'x'".
+fn unknown_name(message: &str, names: &[String]) -> Option<String> {
+    if !message.contains("not found") && !message.contains("Invalid function") {
+        return None;
+    }
+    let quoted = message.split('\'').nth(1)?;
+    let name = quoted.rsplit('.').next()?;
+    storage::closest(name, names.iter().map(String::as_str)).map(|near| format!("did you mean '{near}'?"))
+}

@@ -1,0 +1,33 @@
+use storage::Pool;
+use tokio::runtime::Runtime;
+use train::Encoder;
+
+use super::block_on;
+use crate::cli;
+use crate::progress::Meter;
+use crate::{Error, Result, STOP};
+
+pub(crate) fn run(args: cli::Embed, runtime: &Runtime) -> Result<()> {
+    let name = &args.column;
+    if name.is_empty() || !name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_') {
+        let message = format!("'{name}' is no column's name: use lower-case letters, digits and _");
+        return Err(Error::Usage { message, hint: "for instance: --column scorer" });
+    }
+    let pool = block_on(runtime, Pool::open(&args.pool))?;
+    let encoder = Encoder::open(&args.model)?;
+    let meter = Meter::new("embed");
+    let done = {
+        let _inside = runtime.enter();
+        train::embed::embed(&pool, encoder, name, args.replace, &STOP, &|progress| meter.show(progress))
+    };
+    meter.finish();
+    let done = done?;
+    eprintln!("added {name}_img, {name}_txt and {name}_score to {} samples", done.rows);
+    if done.no_image + done.unreadable > 0 {
+        eprintln!(
+            "{} of them have no image and {} an unreadable one: their {name}_img and {name}_score are NULL",
+            done.no_image, done.unreadable
+        );
+    }
+    Ok(())
+}

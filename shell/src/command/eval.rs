@@ -1,0 +1,59 @@
+use std::path::Path;
+
+use eval::TaskResult;
+use storage::Pool;
+use storage::records::{self, Eval};
+use tokio::runtime::Runtime;
+use train::{Encoder, Run};
+
+use super::block_on;
+use crate::cli;
+use crate::format::{pipe_table, print};
+use crate::progress::Meter;
+use crate::{Result, STOP};
+
+pub(crate) fn run(args: cli::Eval, runtime: &Runtime) -> Result<()> {
+    let mut encoder = Encoder::open(&args.checkpoint)?;
+    let (sets, others) = eval::find(&args.data)?;
+    if !others.is_empty() {
+        eprintln!("not evaluated, for want of their metric: {}", others.join(", "));
+    }
+    let out = args.output.as_deref().unwrap_or(&args.checkpoint);
+    let meter = Meter::new("eval");
+    let results = eval::evaluate(&mut encoder, &sets, out, &STOP, &|progress| meter.show(progress));
+    meter.finish();
+    let results = results?;
+    let cell = |result: &TaskResult, metric: &str| result.metrics.get(metric).map_or("-".to_string(), |value| format!("{value:.4}"));
+    let header = ["task", "images", "accuracy", "accuracy at 5", "mean per-class recall"].map(str::to_string);
+    let rows: Vec<Vec<String>> = results
+        .iter()
+        .map(|r| vec![r.dataset.clone(), r.samples.to_string(), cell(r, "acc1"), cell(r, "acc5"), cell(r, "mean_per_class_recall")])
+        .collect();
+    print(&pipe_table(&header, &rows))?;
+    for r in results.iter().filter(|r| r.unreadable > 0) {
+        eprintln!("{}: {} images could not be read", r.dataset, r.unreadable);
+    }
+    record(&args.checkpoint, &results, runtime)
+}
+
+/// A run of a pool that is still there leaves its scores in that pool's table `evals`.
+fn record(checkpoint: &Path, results: &[TaskResult], runtime: &Runtime) -> Result<()> {
+    let Ok(run) = Run::read(checkpoint) else { return Ok(()) };
+    let Ok(pool) = block_on(runtime, Pool::open(&run.receipt.pool)) else {
+        eprintln!("the pool {} is not there, its table evals gets no rows", run.receipt.pool);
+        return Ok(());
+    };
+    let rows: Vec<Eval> = results
+        .iter()
+        .map(|r| Eval {
+            run: checkpoint.display().to_string(),
+            filter: run.receipt.filter.clone(),
+            task: r.key.clone(),
+            metric: r.main_metric.clone(),
+            value: r.score(),
+            samples: r.samples as i64,
+            metrics: serde_json::to_string(&r.metrics).expect("metrics are plain data"),
+        })
+        .collect();
+    block_on(runtime, records::write_evals(&pool, &rows))
+}

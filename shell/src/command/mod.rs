@@ -1,0 +1,48 @@
+//! One file a command: arguments in, calls to the libraries, words out.
+
+mod embed;
+mod eval;
+mod filter;
+mod ingest;
+mod report;
+pub(crate) mod sql;
+mod train;
+
+use std::future::Future;
+use std::time::Duration;
+
+use std::sync::atomic::Ordering;
+use tokio::runtime::Runtime;
+
+use crate::cli::Command;
+use crate::{Error, Result, STOP, demo};
+
+pub(crate) fn run(command: Command, runtime: &Runtime) -> Result<()> {
+    match command {
+        Command::Demo(args) => demo::run(args, runtime),
+        Command::Ingest(args) => ingest::run(args, runtime),
+        Command::Sql(args) => sql::run(args, runtime),
+        Command::Filter(args) => filter::run(args, runtime),
+        Command::Train(args) => train::run(args, runtime),
+        Command::Embed(args) => embed::run(args, runtime),
+        Command::Eval(args) => eval::run(args, runtime),
+        Command::Report(args) => report::run(args),
+    }
+}
+
+/// Runs a future to its end, or until Ctrl-C.
+pub(crate) fn block_on<T, E: Into<Error>>(runtime: &Runtime, work: impl Future<Output = Result<T, E>>) -> Result<T> {
+    runtime.block_on(async {
+        tokio::select! {
+            result = work => result.map_err(Into::into),
+            () = stopped() => Err(Error::Interrupted),
+        }
+    })
+}
+
+/// Ends soon after Ctrl-C.
+pub(crate) async fn stopped() {
+    while !STOP.load(Ordering::Relaxed) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

@@ -1,0 +1,122 @@
+use std::path::Path;
+
+use engine::Session;
+use futures::TryStreamExt;
+use tokio::runtime::Runtime;
+
+use super::block_on;
+use crate::cli::{self, Format};
+use crate::format::Sink;
+use crate::{Error, Result, repl};
+
+pub(crate) fn run(args: cli::Sql, runtime: &Runtime) -> Result<()> {
+    let session = block_on(runtime, Session::open(&args.pool))?;
+    let text = match (&args.text, &args.file) {
+        (Some(text), _) => text.clone(),
+        (None, Some(path)) => std::fs::read_to_string(path).map_err(Error::io(path))?,
+        (None, None) => return repl::run(&session, runtime),
+    };
+    let params: Vec<_> = args.params.iter().map(|(name, value)| (name.clone(), engine::guess(value))).collect();
+    let statements = statements(&text);
+    if args.output.is_some() && statements.len() > 1 {
+        let message = format!("-o takes the rows of one statement, got {}", statements.len());
+        return Err(Error::Usage { message, hint: "run the others first, each with its own -c" });
+    }
+    for statement in statements {
+        block_on(runtime, print(&session, &statement, &params, args.format, args.output.as_deref()))?;
+    }
+    Ok(())
+}
+
+/// Runs one statement and writes its rows as they come.
+pub(crate) async fn print(
+    session: &Session,
+    statement: &str,
+    params: &engine::Params,
+    format: Format,
+    output: Option<&Path>,
+) -> Result<()> {
+    let mut batches = session.sql(statement, params).await?;
+    let mut sink = Sink::new(format, output, batches.schema())?;
+    while let Some(batch) = batches.try_next().await.map_err(|e| session.error(e))? {
+        sink.write(&batch)?;
+    }
+    sink.finish()
+}
+
+/// The statements of a text, split at semicolons outside quotes and comments; empty ones are dropped.
+pub(crate) fn statements(text: &str) -> Vec<String> {
+    let (mut statements, mut current, mut has_code) = (Vec::new(), String::new(), false);
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\'' | '"' => {
+                has_code = true;
+                current.push(c);
+                for inner in chars.by_ref() {
+                    current.push(inner);
+                    if inner == c {
+                        break;
+                    }
+                }
+            }
+            '-' if chars.peek() == Some(&'-') => {
+                current.push(c);
+                while let Some(inner) = chars.next_if(|&inner| inner != '\n') {
+                    current.push(inner);
+                }
+            }
+            '/' if chars.peek() == Some(&'*') => {
+                current.push(c);
+                let mut last = ' ';
+                for inner in chars.by_ref() {
+                    current.push(inner);
+                    if (last, inner) == ('*', '/') {
+                        break;
+                    }
+                    last = inner;
+                }
+            }
+            ';' => {
+                if std::mem::take(&mut has_code) {
+                    statements.push(current.trim().to_string());
+                }
+                current.clear();
+            }
+            c => {
+                has_code |= !c.is_whitespace();
+                current.push(c);
+            }
+        }
+    }
+    if has_code {
+        statements.push(current.trim().to_string());
+    }
+    statements
+}
+
+/// Whether the text ends with a semicolon that ends a statement: what the REPL waits for.
+pub(crate) fn is_complete(text: &str) -> bool {
+    // A probe behind the text becomes a statement of its own only if everything before it is closed.
+    statements(&format!("{text}\n probe")).last().is_some_and(|last| last == "probe")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn splits_outside_quotes_and_comments() {
+        assert_eq!(statements("select ';' ; -- a; b\nselect \"x;y\" /* ; */;;"), ["select ';'", "-- a; b\nselect \"x;y\" /* ; */"]);
+        assert!(statements(" -- nothing;\n").is_empty());
+    }
+
+    #[test]
+    fn complete_means_closed() {
+        for (text, complete) in
+            [("select 1;", true), ("select 1", false), ("select ';", false), ("select 1; -- x", true), ("select 1; select", false)]
+        {
+            assert_eq!(is_complete(text), complete, "{text}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+use std::path::Path;
+
+use engine::{Filter, Session};
+use storage::records::{self, Run as RunRecord};
+use storage::{Pool, Receipt, Samples, Subset, Table};
+use tokio::runtime::Runtime;
+use train::{ModelConfig, Plan, Recipe, Run};
+
+use super::block_on;
+use crate::cli;
+use crate::{Error, Result, STOP};
+
+pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
+    let plan = plan(&args)?;
+    let (pool, samples, missing, receipt) = block_on(runtime, async {
+        let (subset, receipt) = select(&args).await?;
+        let pool = Pool::open(&args.pool).await?;
+        let (samples, missing) = Samples::of_subset(&pool, &subset).await?;
+        Ok::<_, Error>((pool, samples, missing, receipt))
+    })?;
+    if missing.not_in_pool + missing.no_image > 0 {
+        eprintln!(
+            "of {} uids selected {} can be drawn: {} are not in the pool, {} have no image",
+            receipt.subset_size,
+            samples.len(),
+            missing.not_in_pool,
+            missing.no_image
+        );
+    }
+    print_plan(&plan, &receipt, samples.len());
+    let report_every = (plan.max_steps.unwrap_or(u64::MAX).min(plan.recipe.steps()) / 12).max(1);
+    let on_step = |r: train::StepReport| {
+        if r.step == 1 || r.step == r.steps || r.step % report_every == 0 {
+            eprintln!(
+                "step {:>6}/{} | loss {:.4} | learning rate {:.2e} | logit scale {:.2} | {:.0} samples/s | data wait {:.0}%",
+                r.step,
+                r.steps,
+                r.loss,
+                r.learning_rate,
+                r.logit_scale,
+                r.samples_per_second,
+                100.0 * r.data_wait
+            );
+        }
+    };
+    let run = {
+        let _inside = runtime.enter();
+        train::train(samples, missing, receipt, &plan, &args.output, &STOP, &on_step)?
+    };
+    block_on(runtime, records::write_run(&pool, &record(&args.output, &run)))?;
+    if run.unreadable > 0 {
+        eprintln!("{} draws were replaced because their image could not be read", run.unreadable);
+    }
+    eprintln!(
+        "trained on {} samples seen in {:.1} s ({:.0} samples/s), loss {:.4}: {}",
+        run.samples_seen,
+        run.seconds,
+        run.samples_per_second,
+        run.loss,
+        args.output.display()
+    );
+    Ok(())
+}
+
+fn plan(args: &cli::Train) -> Result<Plan> {
+    let named = Recipe::named(&args.scale)?;
+    let recipe = Recipe {
+        samples_seen: args.samples_seen.unwrap_or(named.samples_seen),
+        batch_size: args.batch_size.unwrap_or(named.batch_size),
+        learning_rate: args.learning_rate.unwrap_or(named.learning_rate),
+        ..named
+    };
+    let model = ModelConfig::named(&recipe.model).expect("recipes name known models");
+    Ok(Plan { recipe, model, seed: args.seed, micro_batch: args.micro_batch, max_steps: args.max_steps })
+}
+
+/// The subset that `--select` names, and its receipt; a file without one gets what can be told of it.
+async fn select(args: &cli::Train) -> Result<(Subset, Receipt)> {
+    let path = Path::new(&args.select);
+    if path.extension().is_none_or(|extension| extension != "npy") {
+        let filter = Filter::resolve(&args.select)?.bind(&args.params)?;
+        return Ok(Session::open(&args.pool).await?.subset(&filter).await?);
+    }
+    let subset = Subset::read(path)?;
+    let receipt_path = Receipt::path_beside(path);
+    if receipt_path.exists() {
+        let receipt = Receipt::read(&receipt_path)?;
+        if receipt.subset_sha256 == subset.digest() {
+            return Ok((subset, receipt));
+        }
+        eprintln!("warning: {} is of another subset and is not used", receipt_path.display());
+    }
+    let pool = Pool::open(&args.pool).await?;
+    let version = pool.require(Table::Pool).await?.version().version;
+    let receipt = Receipt {
+        filter: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        sql: String::new(),
+        parameters: Default::default(),
+        pool: args.pool.clone(),
+        pool_version: version,
+        pool_rows: 0,
+        subset_size: subset.len() as u64,
+        subset_sha256: subset.digest(),
+        resources: Default::default(),
+        tarn_version: env!("CARGO_PKG_VERSION").to_string(),
+        wall_seconds: 0.0,
+    };
+    Ok((subset, receipt))
+}
+
+fn print_plan(plan: &Plan, receipt: &Receipt, drawable: usize) {
+    let r = &plan.recipe;
+    let parameters = train::parameters::Parameters::new(&plan.model).len;
+    let off = if r.is_on_recipe() && plan.max_steps.is_none() { "" } else { " (off recipe)" };
+    eprintln!("scale        {}{off}", r.scale);
+    eprintln!("model        {}, {:.1} M parameters", r.model, parameters as f64 / 1e6);
+    eprintln!("subset       {}, {} samples, {drawable} to draw from", receipt.filter, receipt.subset_size);
+    eprintln!("samples seen {} in {} steps of {}", r.samples_seen, r.steps(), r.batch_size);
+    eprintln!(
+        "AdamW        learning rate {}, {} steps of warm-up, betas {} {}, weight decay {}",
+        r.learning_rate, r.warmup, r.beta1, r.beta2, r.weight_decay
+    );
+    eprintln!("seed         {}", plan.seed);
+}
+
+fn record(output: &Path, run: &Run) -> RunRecord {
+    RunRecord {
+        run: output.display().to_string(),
+        filter: run.receipt.filter.clone(),
+        subset_size: run.receipt.subset_size as i64,
+        subset_sha256: run.receipt.subset_sha256.clone(),
+        pool_version: run.receipt.pool_version as i64,
+        scale: run.scale.clone(),
+        on_recipe: run.on_recipe,
+        seed: run.seed as i64,
+        steps: run.steps as i64,
+        batch_size: run.recipe.batch_size as i64,
+        samples_seen: run.samples_seen as i64,
+        loss: f64::from(run.loss),
+        seconds: run.seconds,
+        receipt: serde_json::to_string(&run.receipt).expect("a receipt is plain data"),
+    }
+}

@@ -1,0 +1,54 @@
+//! The `tarn` program: arguments, the REPL, output formats, progress and the demo. Holds no logic of its own.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // the one crate that prints
+
+mod cli;
+mod command;
+mod demo;
+mod error;
+mod format;
+mod progress;
+mod repl;
+
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::Parser;
+
+pub(crate) use error::{Error, Result};
+
+/// Set by the first Ctrl-C; long work ends at its next step. A second one ends the program at once.
+pub(crate) static STOP: AtomicBool = AtomicBool::new(false);
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            eprintln!("error: cannot start: {e}");
+            return ExitCode::from(1);
+        }
+    };
+    runtime.spawn(async {
+        while tokio::signal::ctrl_c().await.is_ok() {
+            if STOP.swap(true, Ordering::Relaxed) {
+                std::process::exit(130);
+            }
+        }
+    });
+    let result = command::run(cli.command, &runtime);
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) if e.is_interrupt() => {
+            eprintln!("interrupted: {e}");
+            ExitCode::from(130)
+        }
+        Err(e) => {
+            eprintln!("error: {e}");
+            if let Some(hint) = e.hint() {
+                eprintln!("hint: {hint}");
+            }
+            ExitCode::from(if matches!(e, Error::Usage { .. }) { 2 } else { 1 })
+        }
+    }
+}

@@ -1,0 +1,50 @@
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use storage::Progress;
+
+/// Shows a long operation on standard error: a bar with an ETA on a terminal, a plain line now and then elsewhere.
+pub(crate) struct Meter {
+    verb: &'static str,
+    bar: ProgressBar,
+    last_line: Mutex<Instant>,
+}
+
+const BETWEEN_LINES: Duration = Duration::from_secs(5);
+
+impl Meter {
+    pub fn new(verb: &'static str) -> Meter {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        Meter { verb, bar, last_line: Mutex::new(Instant::now()) }
+    }
+
+    pub fn show(&self, progress: Progress) {
+        if self.bar.is_hidden() {
+            return self.line(&progress);
+        }
+        let numbers = match progress.unit {
+            "bytes" => "{bytes}/{total_bytes}".to_string(),
+            unit => format!("{{pos}}/{{len}} {unit}"),
+        };
+        let template = format!("{} {{bar:30}} {numbers}, {{eta}} left {{msg}}", self.verb);
+        if let Ok(style) = ProgressStyle::with_template(&template) {
+            self.bar.set_style(style);
+        }
+        self.bar.set_length(progress.total);
+        self.bar.set_position(progress.done);
+        self.bar.set_message(progress.what);
+    }
+
+    fn line(&self, progress: &Progress) {
+        let mut last = self.last_line.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if last.elapsed() >= BETWEEN_LINES && progress.done < progress.total {
+            *last = Instant::now();
+            eprintln!("{} {}: {} of {} {}", self.verb, progress.what, progress.done, progress.total, progress.unit);
+        }
+    }
+
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}

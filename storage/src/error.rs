@@ -1,0 +1,104 @@
+use std::path::PathBuf;
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong with a pool, its sources and its subsets.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    #[error("no pool at {path}")]
+    PoolMissing { path: String },
+    #[error("{path} is not a pool: it holds no pool.lance")]
+    NotAPool { path: String },
+    #[error("no such file or folder: {}", path.display())]
+    SourceMissing { path: PathBuf },
+    #[error("nothing to ingest in {}: found no .parquet, .npz or .tar file", path.display())]
+    SourceEmpty { path: PathBuf },
+    #[error("cannot ingest {}: unknown kind of file", path.display())]
+    SourceKind { path: PathBuf },
+    #[error("{}: no column '{column}', found {found}", path.display())]
+    ColumnMissing { path: PathBuf, column: &'static str, found: String },
+    #[error("{}: column '{column}' has type {got}, expected {expected}", path.display())]
+    ColumnType { path: PathBuf, column: String, expected: String, got: String },
+    #[error("{}: array '{array}' has {got}, expected {expected}", path.display())]
+    Array { path: PathBuf, array: String, expected: String, got: String },
+    #[error("not a uid: '{text}', expected 32 hexadecimal digits")]
+    Uid { text: String },
+    #[error("{}: not a subset: {got}, expected {expected}", path.display())]
+    SubsetFormat { path: PathBuf, expected: &'static str, got: String },
+    #[error("none of the subset's {size} uids can be drawn: {not_in_pool} are not in the pool, {no_image} have no image")]
+    NothingToDraw { size: u64, not_in_pool: u64, no_image: u64 },
+    #[error("the subset is empty")]
+    SubsetEmpty,
+    #[error("column '{column}' is already in the pool")]
+    ColumnExists { column: String },
+    #[error("{path} has no table '{table}' yet")]
+    TableMissing { path: String, table: &'static str },
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("{}: {source}", path.display())]
+    Json { path: PathBuf, source: serde_json::Error },
+    #[error("{}: not a readable parquet file: {source}", path.display())]
+    Parquet { path: PathBuf, source: parquet::errors::ParquetError },
+    #[error("{}: not a readable npz file: {source}", path.display())]
+    Npz { path: PathBuf, source: zip::result::ZipError },
+    #[error("{path}: {source}")]
+    Lance { path: String, source: Box<lance::Error> },
+    #[error(transparent)]
+    Arrow(#[from] arrow::error::ArrowError),
+}
+
+impl Error {
+    /// The next thing to do about it, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Error::PoolMissing { path } | Error::NotAPool { path } => {
+                format!("make one with: tarn ingest {path} SOURCE...")
+            }
+            Error::SourceEmpty { .. } | Error::SourceKind { .. } => {
+                "a source is a folder or file of DataComp's layout: metadata/*.parquet with *.npz beside, shards/*.tar".into()
+            }
+            Error::ColumnMissing { .. } => "rename the column, or check that this is a CommonPool metadata file".into(),
+            Error::SubsetFormat { .. } => "make one with: tarn filter POOL NAME -o subset.npy".into(),
+            Error::NothingToDraw { .. } => "ingest the shards that hold these samples: tarn ingest POOL shards/".into(),
+            Error::SubsetEmpty => "loosen the filter, and look at it first: tarn sql POOL -c \"SELECT count(*) FROM (...)\"".into(),
+            Error::ColumnExists { .. } => "choose another name with --column, or add --replace".into(),
+            Error::TableMissing { table: "images", .. } => "ingest the shards: tarn ingest POOL shards/".into(),
+            _ => return None,
+        })
+    }
+
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
+        let path = path.into();
+        move |source| Error::Io { path, source }
+    }
+
+    pub(crate) fn lance(path: impl Into<String>) -> impl FnOnce(lance::Error) -> Error {
+        let path = path.into();
+        move |source| Error::Lance { path, source: Box::new(source) }
+    }
+}
+
+/// The candidate nearest to `name`, if it is near enough to be a slip: the "did you mean" of every error.
+pub fn closest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let name = name.to_lowercase();
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(&name, &candidate.to_lowercase()), candidate))
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.len().min(name.len()) / 4)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::closest;
+
+    #[test]
+    fn closest_finds_slips_and_nothing_far() {
+        let names = ["no_filter", "clip_score", "random_subset"];
+        assert_eq!(closest("clipscore", names), Some("clip_score"));
+        assert_eq!(closest("Clip_Scroe", names), Some("clip_score"));
+        assert_eq!(closest("laion", names), None);
+    }
+}

@@ -1,0 +1,35 @@
+//! The pool on disk: schemas, uids, ingest, subsets and the bytes of images.
+//! Knows nothing of SQL or of models.
+
+mod error;
+pub mod images;
+pub mod ingest;
+mod ledger;
+mod pool;
+mod receipt;
+pub mod records;
+mod samples;
+pub mod schema;
+mod subset;
+mod uid;
+
+pub use error::{Error, Result, closest};
+pub use pool::{Pool, Table};
+pub use receipt::Receipt;
+pub use samples::{Missing, Sample, Samples};
+pub use subset::Subset;
+pub use uid::Uid;
+
+/// How far a long operation has come. Reported through a callback; only the shell prints it.
+#[derive(Debug, Clone, Default)]
+pub struct Progress {
+    /// What is being worked on, for instance a file name.
+    pub what: String,
+    /// Units done and in all, `unit` says of what.
+    pub done: u64,
+    pub total: u64,
+    pub unit: &'static str,
+}
+
+/// Receives progress; called often, must be cheap.
+pub type OnProgress<'a> = &'a (dyn Fn(Progress) + Send + Sync);

@@ -1,0 +1,168 @@
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{Array, AsArray, RecordBatchReader};
+use arrow::datatypes::Schema;
+use futures::TryStreamExt;
+use lance::dataset::builder::DatasetBuilder;
+use lance::dataset::{NewColumnTransform, WriteMode, WriteParams};
+use lance::session::Session;
+use lance::{Dataset, dataset::InsertBuilder};
+
+use crate::{Error, Result, Uid};
+
+/// A pool: a folder, or an object-store URI, of Lance datasets.
+#[derive(Clone)]
+pub struct Pool {
+    root: String,
+    session: Arc<Session>,
+}
+
+/// The datasets of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Table {
+    Pool,
+    Images,
+    Ledger,
+    Runs,
+    Evals,
+}
+
+impl Table {
+    pub const ALL: [Table; 5] = [Table::Pool, Table::Images, Table::Ledger, Table::Runs, Table::Evals];
+
+    /// Its name in SQL; the dataset is `NAME.lance`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Table::Pool => "pool",
+            Table::Images => "images",
+            Table::Ledger => "ledger",
+            Table::Runs => "runs",
+            Table::Evals => "evals",
+        }
+    }
+}
+
+impl Pool {
+    /// Opens a pool that exists.
+    pub async fn open(root: &str) -> Result<Pool> {
+        let pool = Pool::at(root);
+        if pool.dataset(Table::Pool).await?.is_none() {
+            let path = root.to_string();
+            let exists = is_uri(root) || Path::new(root).exists();
+            return Err(if exists { Error::NotAPool { path } } else { Error::PoolMissing { path } });
+        }
+        Ok(pool)
+    }
+
+    /// A pool that the first ingest may yet have to make.
+    pub fn at(root: &str) -> Pool {
+        Pool { root: root.trim_end_matches('/').to_string(), session: Arc::new(Session::default()) }
+    }
+
+    pub fn root(&self) -> &str {
+        &self.root
+    }
+
+    /// The newest version of a table, or `None` before anything was written to it.
+    pub async fn dataset(&self, table: Table) -> Result<Option<Arc<Dataset>>> {
+        let uri = self.uri(table);
+        match DatasetBuilder::from_uri(&uri).with_session(self.session.clone()).load().await {
+            Ok(dataset) => Ok(Some(Arc::new(dataset))),
+            Err(lance::Error::DatasetNotFound { .. } | lance::Error::NotFound { .. }) => Ok(None),
+            Err(e) => Err(Error::lance(uri)(e)),
+        }
+    }
+
+    /// As `dataset`, where its absence is an error.
+    pub async fn require(&self, table: Table) -> Result<Arc<Dataset>> {
+        let missing = || Error::TableMissing { path: self.root.clone(), table: table.name() };
+        self.dataset(table).await?.ok_or_else(missing)
+    }
+
+    /// Appends everything that `batches` yields as one version, and returns its number.
+    /// The table is made if this is its first.
+    pub(crate) async fn append(&self, table: Table, batches: Box<dyn RecordBatchReader + Send>) -> Result<u64> {
+        let uri = self.uri(table);
+        let params = |mode| WriteParams { mode, session: Some(self.session.clone()), ..WriteParams::default() };
+        let written = match self.dataset(table).await? {
+            Some(dataset) => InsertBuilder::new(dataset).with_params(&params(WriteMode::Append)).execute_stream(batches).await,
+            None => {
+                if !is_uri(&self.root) {
+                    std::fs::create_dir_all(&self.root).map_err(Error::io(&self.root))?;
+                }
+                InsertBuilder::new(&uri).with_params(&params(WriteMode::Create)).execute_stream(batches).await
+            }
+        };
+        Ok(written.map_err(Error::lance(uri))?.version().version)
+    }
+
+    /// Adds columns of `pool` that it lacks, null in every row, without touching its files.
+    pub(crate) async fn add_null_columns(&self, schema: Schema) -> Result<()> {
+        let mut dataset = Dataset::clone(&*self.require(Table::Pool).await?);
+        let transform = NewColumnTransform::AllNulls(Arc::new(schema));
+        dataset.add_columns(transform, None, None).await.map_err(Error::lance(self.uri(Table::Pool)))
+    }
+
+    /// Adds columns to `pool` from batches that together have one row for each of its rows, in order.
+    /// The other columns are not rewritten. Columns of the same name are an error, or dropped first where `replace`.
+    pub async fn add_columns(&self, batches: Box<dyn RecordBatchReader + Send>, replace: bool) -> Result<u64> {
+        let uri = self.uri(Table::Pool);
+        let mut dataset = Dataset::clone(&*self.require(Table::Pool).await?);
+        let schema = batches.schema();
+        let present: Vec<&str> =
+            schema.fields().iter().map(|f| f.name().as_str()).filter(|name| dataset.schema().field(name).is_some()).collect();
+        if let (Some(column), false) = (present.first(), replace) {
+            return Err(Error::ColumnExists { column: column.to_string() });
+        }
+        if !present.is_empty() {
+            dataset.drop_columns(&present).await.map_err(Error::lance(&uri))?;
+        }
+        let added = dataset.add_columns(NewColumnTransform::Reader(batches), None, None).await;
+        added.map_err(Error::lance(&uri))?;
+        Ok(dataset.version().version)
+    }
+
+    /// Every uid of a table, in row order: `each` is given the offset of the first row with each batch.
+    pub async fn for_each_uid(&self, dataset: &Dataset, mut each: impl FnMut(u64, Uid)) -> Result<()> {
+        let wrap = |e| Error::lance(dataset.uri())(e);
+        let mut scanner = dataset.scan();
+        scanner.project(&["uid"]).map_err(wrap)?.scan_in_order(true);
+        let mut stream = scanner.try_into_stream().await.map_err(wrap)?;
+        let mut row = 0;
+        while let Some(batch) = stream.try_next().await.map_err(wrap)? {
+            for uid in uids_of(batch.column(0).as_ref()) {
+                each(row, uid);
+                row += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// The uids of a table, empty where it does not exist. 20 to 40 bytes of memory a row.
+    pub(crate) async fn uid_set(&self, table: Table) -> Result<HashSet<Uid>> {
+        let mut uids = HashSet::new();
+        if let Some(dataset) = self.dataset(table).await? {
+            self.for_each_uid(&dataset, |_, uid| {
+                uids.insert(uid);
+            })
+            .await?;
+        }
+        Ok(uids)
+    }
+
+    pub fn uri(&self, table: Table) -> String {
+        format!("{}/{}.lance", self.root, table.name())
+    }
+}
+
+/// The uids of a `FixedSizeBinary(16)` column without nulls.
+fn uids_of(column: &dyn Array) -> impl Iterator<Item = Uid> + '_ {
+    let column = column.as_fixed_size_binary();
+    (0..column.len()).map(|i| Uid(column.value(i).try_into().expect("uids are 16 bytes wide")))
+}
+
+fn is_uri(root: &str) -> bool {
+    root.contains("://")
+}

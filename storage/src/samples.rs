@@ -1,0 +1,171 @@
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::array::AsArray;
+use bytes::Bytes;
+use lance::Dataset;
+use lance::dataset::ProjectionRequest;
+
+use crate::{Error, Pool, Result, Subset, Table, Uid};
+
+/// Samples of a pool by position: where each one's caption and image lie, resolved once.
+/// Reads go straight to Lance, so that no shard is ever rewritten for a subset.
+#[derive(Clone)]
+pub struct Samples {
+    pool: Arc<Dataset>,
+    images: Option<Arc<Dataset>>,
+    rows: Arc<Vec<Row>>,
+}
+
+#[derive(Clone, Copy)]
+struct Row {
+    uid: Uid,
+    weight: f32,
+    pool_row: u64,
+    image_row: u64,
+}
+
+const NONE: u64 = u64::MAX;
+
+/// Entries of a subset that cannot be drawn.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Missing {
+    pub not_in_pool: u64,
+    pub no_image: u64,
+}
+
+/// One sample's bytes and caption, as stored.
+#[derive(Debug, Clone)]
+pub struct Sample {
+    pub uid: Uid,
+    pub image: Option<Bytes>,
+    pub text: Option<String>,
+}
+
+impl Samples {
+    /// The entries of a subset that the pool has with an image, duplicates kept, and the count of the others.
+    /// An error if none is left. Memory: 48 bytes an entry.
+    pub async fn of_subset(pool: &Pool, subset: &Subset) -> Result<(Samples, Missing)> {
+        if subset.is_empty() {
+            return Err(Error::SubsetEmpty);
+        }
+        let pool_table = pool.require(Table::Pool).await?;
+        let images = pool.require(Table::Images).await?;
+        let mut unique = subset.uids().to_vec();
+        unique.dedup();
+        let pool_rows = locate(pool, &pool_table, &unique).await?;
+        let image_rows = locate(pool, &images, &unique).await?;
+        let mut missing = Missing::default();
+        let mut rows = Vec::with_capacity(subset.len());
+        let mut at = 0;
+        for (i, &uid) in subset.uids().iter().enumerate() {
+            while unique[at] != uid {
+                at += 1;
+            }
+            let weight = subset.weights().map_or(1.0, |weights| weights[i]);
+            match (pool_rows[at], image_rows[at]) {
+                (NONE, _) => missing.not_in_pool += 1,
+                (_, NONE) => missing.no_image += 1,
+                (pool_row, image_row) => rows.push(Row { uid, weight, pool_row, image_row }),
+            }
+        }
+        if rows.is_empty() {
+            let Missing { not_in_pool, no_image } = missing;
+            return Err(Error::NothingToDraw { size: subset.len() as u64, not_in_pool, no_image });
+        }
+        Ok((Samples { pool: pool_table, images: Some(images), rows: Arc::new(rows) }, missing))
+    }
+
+    /// Every row of the pool in its order, with or without an image.
+    pub async fn of_pool(pool: &Pool) -> Result<Samples> {
+        let pool_table = pool.require(Table::Pool).await?;
+        let images = pool.dataset(Table::Images).await?;
+        let mut image_rows = HashMap::new();
+        if let Some(images) = &images {
+            pool.for_each_uid(images, |row, uid| {
+                image_rows.entry(uid).or_insert(row);
+            })
+            .await?;
+        }
+        let mut rows = Vec::new();
+        pool.for_each_uid(&pool_table, |pool_row, uid| {
+            rows.push(Row { uid, weight: 1.0, pool_row, image_row: image_rows.get(&uid).copied().unwrap_or(NONE) });
+        })
+        .await?;
+        Ok(Samples { pool: pool_table, images, rows: Arc::new(rows) })
+    }
+
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    pub fn uid(&self, i: usize) -> Uid {
+        self.rows[i].uid
+    }
+
+    /// How often to draw sample `i` relative to the others.
+    pub fn weight(&self, i: usize) -> f32 {
+        self.rows[i].weight
+    }
+
+    pub fn has_image(&self, i: usize) -> bool {
+        self.rows[i].image_row != NONE
+    }
+
+    /// Reads the samples at positions `which`, repeats allowed, in one coalesced request each for images and captions.
+    pub async fn read(&self, which: &[usize]) -> Result<Vec<Sample>> {
+        let captions = self.captions(which).await?;
+        let images = self.images(which).await?;
+        let samples = which.iter().map(|&i| {
+            let row = self.rows[i];
+            let text = captions[&row.pool_row].clone();
+            Sample { uid: row.uid, image: images.get(&row.image_row).cloned(), text }
+        });
+        Ok(samples.collect())
+    }
+
+    async fn captions(&self, which: &[usize]) -> Result<HashMap<u64, Option<String>>> {
+        let rows = sorted(which.iter().map(|&i| self.rows[i].pool_row));
+        if self.pool.schema().field("text").is_none() {
+            return Ok(rows.into_iter().map(|row| (row, None)).collect());
+        }
+        let projection = ProjectionRequest::from_columns(["text"], self.pool.schema());
+        let batch = self.pool.take(&rows, projection).await.map_err(Error::lance(self.pool.uri()))?;
+        let texts = batch.column(0).as_string::<i32>().iter();
+        Ok(rows.into_iter().zip(texts.map(|text| text.map(str::to_string))).collect())
+    }
+
+    async fn images(&self, which: &[usize]) -> Result<HashMap<u64, Bytes>> {
+        let rows = sorted(which.iter().map(|&i| self.rows[i].image_row).filter(|&row| row != NONE));
+        let Some(images) = self.images.as_ref().filter(|_| !rows.is_empty()) else {
+            return Ok(HashMap::new());
+        };
+        let wrap = |e| Error::lance(images.uri())(e);
+        let read = images.read_blobs("image").map_err(wrap)?.with_row_indices(rows.clone()).preserve_order(true);
+        let blobs = read.execute().await.map_err(wrap)?;
+        Ok(rows.into_iter().zip(blobs).filter_map(|(row, blob)| Some((row, blob.data?))).collect())
+    }
+}
+
+/// For each of the sorted `uids` its row in the table, or `NONE`.
+async fn locate(pool: &Pool, table: &Dataset, uids: &[Uid]) -> Result<Vec<u64>> {
+    let mut rows = vec![NONE; uids.len()];
+    pool.for_each_uid(table, |row, uid| {
+        if let Ok(at) = uids.binary_search(&uid) {
+            rows[at] = rows[at].min(row);
+        }
+    })
+    .await?;
+    Ok(rows)
+}
+
+fn sorted(rows: impl Iterator<Item = u64>) -> Vec<u64> {
+    let mut rows: Vec<u64> = rows.collect();
+    rows.sort_unstable();
+    rows.dedup();
+    rows
+}

@@ -1,0 +1,92 @@
+use std::path::Path;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use crate::backend::{Backend, Cpu, Span};
+use crate::checkpoint::Checkpoint;
+use crate::config::{ModelConfig, PreprocessConfig};
+use crate::model::{Model, Tokens};
+use crate::tokenizer::Tokenizer;
+use crate::{Result, image};
+
+/// Samples encoded at a time.
+const BATCH: usize = 64;
+
+/// A loaded checkpoint that turns images and captions into features.
+pub struct Encoder {
+    model: Model<Cpu>,
+    preprocess: PreprocessConfig,
+    tokenizer: Arc<Tokenizer>,
+    features: Span,
+}
+
+impl Encoder {
+    /// Opens a checkpoint's folder.
+    pub fn open(folder: &Path) -> Result<Encoder> {
+        Ok(Encoder::new(Checkpoint::read(folder)?))
+    }
+
+    pub fn new(checkpoint: Checkpoint) -> Encoder {
+        let config = &checkpoint.config;
+        let mut model = Model::new(Cpu::new(), &config.model_cfg, &checkpoint.values, BATCH);
+        let features = model.backend.alloc(BATCH * config.model_cfg.embed_dim);
+        Encoder { model, preprocess: config.preprocess_cfg.clone(), tokenizer: Arc::default(), features }
+    }
+
+    pub fn config(&self) -> &ModelConfig {
+        &self.model.config
+    }
+
+    /// exp of the parameter `logit_scale`.
+    pub fn logit_scale(&self) -> f32 {
+        self.model.logit_scale()
+    }
+
+    /// Pixels `[size, size, 3]` as in evaluation: resized and centre-cropped.
+    pub fn preprocess(&self, bytes: &[u8]) -> Result<Vec<u8>> {
+        Ok(image::resize_center_crop(&image::decode(bytes)?, self.model.config.vision_cfg.image_size))
+    }
+
+    /// `[n, embed_dim]`, not normalised, from the pixels of `preprocess`.
+    pub fn encode_images(&mut self, pixels: &[Vec<u8>]) -> Vec<f32> {
+        let mut features = Vec::with_capacity(pixels.len() * self.model.config.embed_dim);
+        for pixels in pixels.chunks(BATCH) {
+            let sample = pixels[0].len();
+            let mut normalized = vec![0.0; pixels.len() * sample];
+            normalized.par_chunks_mut(sample).zip(pixels).for_each(|(out, pixels)| image::normalize(out, pixels, &self.preprocess));
+            features.extend(self.encode_pixels(&normalized, pixels.len()));
+        }
+        features
+    }
+
+    /// `[n, embed_dim]`, not normalised, from normalised `pixels[n, 3, size, size]`, n at most 64.
+    pub fn encode_pixels(&mut self, pixels: &[f32], n: usize) -> Vec<f32> {
+        let out = self.features.first(n * self.model.config.embed_dim);
+        self.model.encode_images(out, pixels);
+        self.model.backend.read(out)
+    }
+
+    /// `[n, embed_dim]`, not normalised.
+    pub fn encode_texts<S: AsRef<str> + Sync>(&mut self, texts: &[S]) -> Vec<f32> {
+        let context_length = self.model.config.text_cfg.context_length;
+        let tokenizer = &self.tokenizer;
+        let tokens: Vec<Vec<u32>> = texts.par_iter().map(|text| tokenizer.encode(text.as_ref(), context_length)).collect();
+        let mut features = Vec::with_capacity(texts.len() * self.model.config.embed_dim);
+        for tokens in tokens.chunks(BATCH) {
+            let tokens = Tokens::new(&tokens.iter().map(Vec::as_slice).collect::<Vec<_>>());
+            let out = self.features.first(tokens.ends.len() * self.model.config.embed_dim);
+            self.model.encode_texts(out, &tokens);
+            features.extend(self.model.backend.read(out));
+        }
+        features
+    }
+}
+
+/// Divides each row of `features[n, dim]` by its norm.
+pub fn normalize_rows(features: &mut [f32], dim: usize) {
+    for row in features.chunks_exact_mut(dim) {
+        let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-12);
+        row.iter_mut().for_each(|x| *x /= norm);
+    }
+}

@@ -1,0 +1,69 @@
+use std::path::PathBuf;
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong between a subset and a checkpoint.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    #[error("unknown scale '{name}', known are {}", known.join(", "))]
+    UnknownScale { name: String, known: Vec<&'static str> },
+    #[error("not a checkpoint: {} holds no open_clip_config.json", path.display())]
+    NotACheckpoint { path: PathBuf },
+    #[error("{}: {source}", path.display())]
+    Config { path: PathBuf, source: serde_json::Error },
+    #[error("{}: {what}, got {value} and {of}", path.display())]
+    ConfigShape { path: PathBuf, what: &'static str, value: usize, of: usize },
+    #[error("{}: parameter '{name}' is missing", path.display())]
+    ParameterMissing { path: PathBuf, name: String },
+    #[error("{}: parameter '{name}' has shape {got:?}, the configuration asks for {expected:?}", path.display())]
+    ParameterShape { path: PathBuf, name: String, expected: Vec<usize>, got: Vec<usize> },
+    #[error("{}: parameter '{name}' has type {got}, expected F32, F16 or BF16", path.display())]
+    ParameterType { path: PathBuf, name: String, got: String },
+    #[error("{}: {source}", path.display())]
+    Safetensors { path: PathBuf, source: safetensors::SafeTensorError },
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("{} exists already and holds a run", path.display())]
+    RunExists { path: PathBuf },
+    #[error("unreadable image: {reason}")]
+    Image { reason: String },
+    #[error("none of the last {tried} samples drawn has a readable image")]
+    NoReadableImage { tried: usize },
+    #[error("micro-batch {micro_batch} is larger than the batch of {batch_size}")]
+    MicroBatch { micro_batch: usize, batch_size: usize },
+    #[error("{what} must be at least 1")]
+    Zero { what: &'static str },
+    #[error("stopped at step {step} of {steps}")]
+    Interrupted { step: u64, steps: u64 },
+    #[error(transparent)]
+    Storage(#[from] storage::Error),
+}
+
+impl Error {
+    /// The next thing to do about it, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Error::UnknownScale { name, known } => match storage::closest(name, known.iter().copied()) {
+                Some(near) => format!("did you mean '{near}'?"),
+                None => "see the scales with: tarn train --help".into(),
+            },
+            Error::NotACheckpoint { .. } => "give the folder that tarn train -o wrote".into(),
+            Error::ParameterShape { .. } | Error::ParameterMissing { .. } => {
+                "open_clip_config.json and the weights beside it belong to different models".into()
+            }
+            Error::RunExists { .. } => "choose another folder with -o, or remove this one".into(),
+            Error::MicroBatch { batch_size, .. } => format!("give --micro-batch {batch_size} or less"),
+            Error::NoReadableImage { .. } => {
+                "look at them: tarn sql POOL -c \"SELECT uid, format, width, height, source FROM images LIMIT 20\"".into()
+            }
+            Error::Storage(e) => return e.hint(),
+            _ => return None,
+        })
+    }
+
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
+        let path = path.into();
+        move |source| Error::Io { path, source }
+    }
+}
