@@ -1,1 +1,55 @@
+//! What the test binaries share: small sources in CommonPool's layout, written on the spot.
 
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Float32Array, Int64Array, RecordBatch, StringArray};
+use parquet::arrow::ArrowWriter;
+
+/// The folder of real data, where `TARN_TEST_DATA` names one.
+pub fn test_data() -> Option<PathBuf> {
+    std::env::var_os("TARN_TEST_DATA").map(PathBuf::from).filter(|path| path.is_dir())
+}
+
+/// A row of a metadata file.
+#[derive(Debug, Clone)]
+pub struct Row {
+    pub uid: String,
+    pub text: Option<String>,
+    pub width: i64,
+    pub score: Option<f32>,
+}
+
+/// Eight rows with uids `000...1` to `000...8`, captions with awkward white space, and scores 0.1 to 0.8.
+pub fn rows() -> Vec<Row> {
+    let texts = ["a cat", "two  dogs\trun", "", "ein\u{a0}Hund", "x", "a b c d", "one\ntwo", "last one"];
+    let row = |(i, text): (usize, &&str)| Row {
+        uid: format!("{:032x}", i + 1),
+        text: (i != 4).then(|| text.to_string()),
+        width: 100 + i as i64,
+        score: (i != 7).then_some((i + 1) as f32 / 10.0),
+    };
+    texts.iter().enumerate().map(row).collect()
+}
+
+/// Writes rows as one of CommonPool's metadata files.
+pub fn write_metadata(path: &Path, rows: &[Row]) {
+    let text = |f: fn(&Row) -> Option<String>| -> ArrayRef { Arc::new(StringArray::from_iter(rows.iter().map(f))) };
+    let widths: ArrayRef = Arc::new(Int64Array::from_iter_values(rows.iter().map(|r| r.width)));
+    let scores: ArrayRef = Arc::new(Float32Array::from_iter(rows.iter().map(|r| r.score)));
+    let batch = RecordBatch::try_from_iter_with_nullable([
+        ("uid", text(|r| Some(r.uid.clone())), true),
+        ("url", text(|r| Some(format!("https://example.org/{}", r.uid))), true),
+        ("text", text(|r| r.text.clone()), true),
+        ("original_width", widths.clone(), true),
+        ("original_height", widths, true),
+        ("clip_l14_similarity_score", scores.clone(), true),
+        ("clip_b32_similarity_score", scores, true),
+    ])
+    .expect("columns of one length");
+    let file = File::create(path).expect("a writable folder");
+    let mut writer = ArrowWriter::try_new(file, batch.schema(), None).expect("a plain schema");
+    writer.write(&batch).expect("a writable file");
+    writer.close().expect("a writable file");
+}

@@ -10,7 +10,8 @@ use datafusion::execution::{SendableRecordBatchStream, SessionStateBuilder};
 use datafusion::optimizer::Analyzer;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use datafusion::scalar::ScalarValue;
-use futures::TryStreamExt;
+use futures::future::BoxFuture;
+use futures::{FutureExt, TryStreamExt};
 use storage::{Pool, Receipt, Subset, Table, Uid};
 
 use crate::filter::Bound;
@@ -28,26 +29,29 @@ pub struct Session {
 
 impl Session {
     /// Opens a pool at its newest version.
-    pub async fn open(root: &str) -> Result<Session> {
-        let pool = Pool::open(root).await?;
-        let config = SessionConfig::new()
-            .with_information_schema(true)
-            .set_bool("datafusion.sql_parser.map_string_types_to_utf8view", false)
-            .set_bool("datafusion.execution.parquet.schema_force_view_types", false);
-        let mut rules: Vec<_> = vec![Arc::new(UidText) as _];
-        rules.extend(Analyzer::new().rules);
-        let state = SessionStateBuilder::new().with_default_features().with_config(config).with_analyzer_rules(rules).build();
-        // `'file.parquet'` and the like are tables.
-        let context = SessionContext::new_with_state(state).enable_url_table();
-        {
-            let state = context.state_ref();
-            let mut state = state.write();
-            use datafusion::execution::FunctionRegistry;
-            state.register_expr_planner(Arc::new(UidText)).map_err(|e| Error::query(e, &[]))?;
+    pub fn open<'a>(root: &'a str) -> BoxFuture<'a, Result<Session>> {
+        async move {
+            let pool = Pool::open(root).await?;
+            let config = SessionConfig::new()
+                .with_information_schema(true)
+                .set_bool("datafusion.sql_parser.map_string_types_to_utf8view", false)
+                .set_bool("datafusion.execution.parquet.schema_force_view_types", false);
+            let mut rules: Vec<_> = vec![Arc::new(UidText) as _];
+            rules.extend(Analyzer::new().rules);
+            let state = SessionStateBuilder::new().with_default_features().with_config(config).with_analyzer_rules(rules).build();
+            // `'file.parquet'` and the like are tables.
+            let context = SessionContext::new_with_state(state).enable_url_table();
+            {
+                let state = context.state_ref();
+                let mut state = state.write();
+                use datafusion::execution::FunctionRegistry;
+                state.register_expr_planner(Arc::new(UidText)).map_err(|e| Error::query(e, &[]))?;
+            }
+            functions::register(&context);
+            catalog::register(&context, &pool).await?;
+            Ok(Session { context, pool })
         }
-        functions::register(&context);
-        catalog::register(&context, &pool).await?;
-        Ok(Session { context, pool })
+        .boxed()
     }
 
     pub fn pool(&self) -> &Pool {
@@ -60,9 +64,12 @@ impl Session {
     }
 
     /// Runs one statement; batches stream out as they are made, and dropping the stream cancels the query.
-    pub async fn sql(&self, text: &str, params: &Params) -> Result<SendableRecordBatchStream> {
-        let frame = self.frame(text, params).await?;
-        frame.execute_stream().await.map_err(|e| self.error(e))
+    pub fn sql<'a>(&'a self, text: &'a str, params: &'a Params) -> BoxFuture<'a, Result<SendableRecordBatchStream>> {
+        async move {
+            let frame = self.frame(text, params).await?;
+            frame.execute_stream().await.map_err(|e| self.error(e))
+        }
+        .boxed()
     }
 
     async fn frame(&self, text: &str, params: &Params) -> Result<DataFrame> {
@@ -75,35 +82,37 @@ impl Session {
     }
 
     /// The subset that a filter selects, and where it came from.
-    pub async fn subset(&self, filter: &Bound) -> Result<(Subset, Receipt)> {
-        let start = Instant::now();
-        let frame = self.frame(filter.sql(), filter.params()).await?;
-        check_columns(&frame)?;
-        let mut stream = frame.execute_stream().await.map_err(|e| self.error(e))?;
-        let (mut uids, mut weights, mut row) = (Vec::new(), Vec::new(), 0);
-        while let Some(batch) = stream.try_next().await.map_err(|e| self.error(e))? {
-            read_uids(&batch, row, &mut uids)?;
-            read_weights(&batch, row, &mut weights)?;
-            row += batch.num_rows() as u64;
+    pub fn subset<'a>(&'a self, filter: &'a Bound) -> BoxFuture<'a, Result<(Subset, Receipt)>> {
+        async move {
+            let start = Instant::now();
+            let frame = self.frame(filter.sql(), filter.params()).await?;
+            check_columns(&frame)?;
+            let mut stream = frame.execute_stream().await.map_err(|e| self.error(e))?;
+            let (mut uids, mut weights, mut row) = (Vec::new(), Vec::new(), 0);
+            while let Some(batch) = stream.try_next().await.map_err(|e| self.error(e))? {
+                read_uids(&batch, row, &mut uids)?;
+                read_weights(&batch, row, &mut weights)?;
+                row += batch.num_rows() as u64;
+            }
+            let weights = (weights.len() == uids.len() && !uids.is_empty()).then_some(weights);
+            let subset = Subset::new(uids, weights);
+            let (pool_version, pool_rows) = self.pool.version().await?;
+            let receipt = Receipt {
+                filter: filter.name().to_string(),
+                sql: filter.sql().to_string(),
+                parameters: filter.params().iter().map(|(name, value)| (name.clone(), json(value))).collect(),
+                pool: self.pool.root().to_string(),
+                pool_version,
+                pool_rows,
+                subset_size: subset.len() as u64,
+                subset_sha256: subset.digest(),
+                resources: Default::default(),
+                tarn_version: env!("CARGO_PKG_VERSION").to_string(),
+                wall_seconds: start.elapsed().as_secs_f64(),
+            };
+            Ok((subset, receipt))
         }
-        let weights = (weights.len() == uids.len() && !uids.is_empty()).then_some(weights);
-        let subset = Subset::new(uids, weights);
-        let dataset = self.pool.require(Table::Pool).await?;
-        let rows = dataset.count_rows(None).await.map_err(|e| Error::Query { message: e.to_string(), hint: None })?;
-        let receipt = Receipt {
-            filter: filter.name().to_string(),
-            sql: filter.sql().to_string(),
-            parameters: filter.params().iter().map(|(name, value)| (name.clone(), json(value))).collect(),
-            pool: self.pool.root().to_string(),
-            pool_version: dataset.version().version,
-            pool_rows: rows as u64,
-            subset_size: subset.len() as u64,
-            subset_sha256: subset.digest(),
-            resources: Default::default(),
-            tarn_version: env!("CARGO_PKG_VERSION").to_string(),
-            wall_seconds: start.elapsed().as_secs_f64(),
-        };
-        Ok((subset, receipt))
+        .boxed()
     }
 
     /// Names of all functions, for completion and "did you mean".

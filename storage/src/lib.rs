@@ -1,5 +1,8 @@
 //! The pool on disk: schemas, uids, ingest, subsets and the bytes of images.
 //! Knows nothing of SQL or of models.
+//!
+//! Public functions return boxed futures: a crate that awaits an `async fn` compiles it, and all of Lance below it,
+//! once more.
 
 mod error;
 pub mod images;

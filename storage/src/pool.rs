@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatchReader};
 use arrow::datatypes::Schema;
-use futures::TryStreamExt;
+use futures::future::BoxFuture;
+use futures::{FutureExt, TryStreamExt};
 use lance::dataset::builder::DatasetBuilder;
 use lance::dataset::{NewColumnTransform, WriteMode, WriteParams};
 use lance::session::Session;
@@ -46,14 +47,17 @@ impl Table {
 
 impl Pool {
     /// Opens a pool that exists.
-    pub async fn open(root: &str) -> Result<Pool> {
-        let pool = Pool::at(root);
-        if pool.dataset(Table::Pool).await?.is_none() {
-            let path = root.to_string();
-            let exists = is_uri(root) || Path::new(root).exists();
-            return Err(if exists { Error::NotAPool { path } } else { Error::PoolMissing { path } });
+    pub fn open<'a>(root: &'a str) -> BoxFuture<'a, Result<Pool>> {
+        async move {
+            let pool = Pool::at(root);
+            if pool.dataset(Table::Pool).await?.is_none() {
+                let path = root.to_string();
+                let exists = is_uri(root) || Path::new(root).exists();
+                return Err(if exists { Error::NotAPool { path } } else { Error::PoolMissing { path } });
+            }
+            Ok(pool)
         }
-        Ok(pool)
+        .boxed()
     }
 
     /// A pool that the first ingest may yet have to make.
@@ -66,19 +70,25 @@ impl Pool {
     }
 
     /// The newest version of a table, or `None` before anything was written to it.
-    pub async fn dataset(&self, table: Table) -> Result<Option<Arc<Dataset>>> {
-        let uri = self.uri(table);
-        match DatasetBuilder::from_uri(&uri).with_session(self.session.clone()).load().await {
-            Ok(dataset) => Ok(Some(Arc::new(dataset))),
-            Err(lance::Error::DatasetNotFound { .. } | lance::Error::NotFound { .. }) => Ok(None),
-            Err(e) => Err(Error::lance(uri)(e)),
+    pub fn dataset<'a>(&'a self, table: Table) -> BoxFuture<'a, Result<Option<Arc<Dataset>>>> {
+        async move {
+            let uri = self.uri(table);
+            match DatasetBuilder::from_uri(&uri).with_session(self.session.clone()).load().await {
+                Ok(dataset) => Ok(Some(Arc::new(dataset))),
+                Err(lance::Error::DatasetNotFound { .. } | lance::Error::NotFound { .. }) => Ok(None),
+                Err(e) => Err(Error::lance(uri)(e)),
+            }
         }
+        .boxed()
     }
 
     /// As `dataset`, where its absence is an error.
-    pub async fn require(&self, table: Table) -> Result<Arc<Dataset>> {
-        let missing = || Error::TableMissing { path: self.root.clone(), table: table.name() };
-        self.dataset(table).await?.ok_or_else(missing)
+    pub fn require<'a>(&'a self, table: Table) -> BoxFuture<'a, Result<Arc<Dataset>>> {
+        async move {
+            let missing = || Error::TableMissing { path: self.root.clone(), table: table.name() };
+            self.dataset(table).await?.ok_or_else(missing)
+        }
+        .boxed()
     }
 
     /// Appends everything that `batches` yields as one version, and returns its number.
@@ -105,27 +115,40 @@ impl Pool {
         dataset.add_columns(transform, None, None).await.map_err(Error::lance(self.uri(Table::Pool)))
     }
 
+    /// An error if `add_columns` would refuse a column of this schema, before the work is done.
+    pub fn check_new_columns<'a>(&'a self, schema: &'a Schema, replace: bool) -> BoxFuture<'a, Result<()>> {
+        async move {
+            let dataset = self.require(Table::Pool).await?;
+            match schema.fields().iter().find(|f| dataset.schema().field(f.name()).is_some() && !replace) {
+                Some(field) => Err(Error::ColumnExists { column: field.name().clone() }),
+                None => Ok(()),
+            }
+        }
+        .boxed()
+    }
+
     /// Adds columns to `pool` from batches that together have one row for each of its rows, in order.
     /// The other columns are not rewritten. Columns of the same name are an error, or dropped first where `replace`.
-    pub async fn add_columns(&self, batches: Box<dyn RecordBatchReader + Send>, replace: bool) -> Result<u64> {
-        let uri = self.uri(Table::Pool);
-        let mut dataset = Dataset::clone(&*self.require(Table::Pool).await?);
-        let schema = batches.schema();
-        let present: Vec<&str> =
-            schema.fields().iter().map(|f| f.name().as_str()).filter(|name| dataset.schema().field(name).is_some()).collect();
-        if let (Some(column), false) = (present.first(), replace) {
-            return Err(Error::ColumnExists { column: column.to_string() });
+    pub fn add_columns<'a>(&'a self, batches: Box<dyn RecordBatchReader + Send>, replace: bool) -> BoxFuture<'a, Result<u64>> {
+        async move {
+            let uri = self.uri(Table::Pool);
+            let mut dataset = Dataset::clone(&*self.require(Table::Pool).await?);
+            let schema = batches.schema();
+            self.check_new_columns(&schema, replace).await?;
+            let present: Vec<&str> =
+                schema.fields().iter().map(|f| f.name().as_str()).filter(|name| dataset.schema().field(name).is_some()).collect();
+            if !present.is_empty() {
+                dataset.drop_columns(&present).await.map_err(Error::lance(&uri))?;
+            }
+            let added = dataset.add_columns(NewColumnTransform::Reader(batches), None, None).await;
+            added.map_err(Error::lance(&uri))?;
+            Ok(dataset.version().version)
         }
-        if !present.is_empty() {
-            dataset.drop_columns(&present).await.map_err(Error::lance(&uri))?;
-        }
-        let added = dataset.add_columns(NewColumnTransform::Reader(batches), None, None).await;
-        added.map_err(Error::lance(&uri))?;
-        Ok(dataset.version().version)
+        .boxed()
     }
 
     /// Every uid of a table, in row order: `each` is given the offset of the first row with each batch.
-    pub async fn for_each_uid(&self, dataset: &Dataset, mut each: impl FnMut(u64, Uid)) -> Result<()> {
+    pub(crate) async fn for_each_uid(&self, dataset: &Dataset, mut each: impl FnMut(u64, Uid)) -> Result<()> {
         let wrap = |e| Error::lance(dataset.uri())(e);
         let mut scanner = dataset.scan();
         scanner.project(&["uid"]).map_err(wrap)?.scan_in_order(true);
@@ -150,6 +173,16 @@ impl Pool {
             .await?;
         }
         Ok(uids)
+    }
+
+    /// The newest version of `pool`, and its number of rows.
+    pub fn version(&self) -> BoxFuture<'_, Result<(u64, u64)>> {
+        async move {
+            let dataset = self.require(Table::Pool).await?;
+            let rows = dataset.count_rows(None).await.map_err(Error::lance(self.uri(Table::Pool)))?;
+            Ok((dataset.version().version, rows as u64))
+        }
+        .boxed()
     }
 
     pub fn uri(&self, table: Table) -> String {

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use arrow::array::{RecordBatch, RecordBatchIterator};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::json::ReaderBuilder;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use lance::dataset::{MergeInsertBuilder, WhenMatched};
 use serde::Serialize;
 
@@ -43,37 +45,43 @@ pub struct Eval {
     pub metrics: String,
 }
 
-pub async fn write_run(pool: &Pool, run: &Run) -> Result<()> {
-    let fields = [
-        ("run", DataType::Utf8),
-        ("filter", DataType::Utf8),
-        ("subset_size", DataType::Int64),
-        ("subset_sha256", DataType::Utf8),
-        ("pool_version", DataType::Int64),
-        ("scale", DataType::Utf8),
-        ("on_recipe", DataType::Boolean),
-        ("seed", DataType::Int64),
-        ("steps", DataType::Int64),
-        ("batch_size", DataType::Int64),
-        ("samples_seen", DataType::Int64),
-        ("loss", DataType::Float64),
-        ("seconds", DataType::Float64),
-        ("receipt", DataType::Utf8),
-    ];
-    write(pool, Table::Runs, &fields, &["run"], std::slice::from_ref(run)).await
+pub fn write_run<'a>(pool: &'a Pool, run: &'a Run) -> BoxFuture<'a, Result<()>> {
+    async move {
+        let fields = [
+            ("run", DataType::Utf8),
+            ("filter", DataType::Utf8),
+            ("subset_size", DataType::Int64),
+            ("subset_sha256", DataType::Utf8),
+            ("pool_version", DataType::Int64),
+            ("scale", DataType::Utf8),
+            ("on_recipe", DataType::Boolean),
+            ("seed", DataType::Int64),
+            ("steps", DataType::Int64),
+            ("batch_size", DataType::Int64),
+            ("samples_seen", DataType::Int64),
+            ("loss", DataType::Float64),
+            ("seconds", DataType::Float64),
+            ("receipt", DataType::Utf8),
+        ];
+        write(pool, Table::Runs, &fields, &["run"], std::slice::from_ref(run)).await
+    }
+    .boxed()
 }
 
-pub async fn write_evals(pool: &Pool, evals: &[Eval]) -> Result<()> {
-    let fields = [
-        ("run", DataType::Utf8),
-        ("filter", DataType::Utf8),
-        ("task", DataType::Utf8),
-        ("metric", DataType::Utf8),
-        ("value", DataType::Float64),
-        ("samples", DataType::Int64),
-        ("metrics", DataType::Utf8),
-    ];
-    write(pool, Table::Evals, &fields, &["run", "task"], evals).await
+pub fn write_evals<'a>(pool: &'a Pool, evals: &'a [Eval]) -> BoxFuture<'a, Result<()>> {
+    async move {
+        let fields = [
+            ("run", DataType::Utf8),
+            ("filter", DataType::Utf8),
+            ("task", DataType::Utf8),
+            ("metric", DataType::Utf8),
+            ("value", DataType::Float64),
+            ("samples", DataType::Int64),
+            ("metrics", DataType::Utf8),
+        ];
+        write(pool, Table::Evals, &fields, &["run", "task"], evals).await
+    }
+    .boxed()
 }
 
 /// Adds the rows, in place of those with the same keys.

@@ -3,6 +3,8 @@ use std::sync::Arc;
 
 use arrow::array::AsArray;
 use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use lance::Dataset;
 use lance::dataset::ProjectionRequest;
 
@@ -45,54 +47,60 @@ pub struct Sample {
 impl Samples {
     /// The entries of a subset that the pool has with an image, duplicates kept, and the count of the others.
     /// An error if none is left. Memory: 48 bytes an entry.
-    pub async fn of_subset(pool: &Pool, subset: &Subset) -> Result<(Samples, Missing)> {
-        if subset.is_empty() {
-            return Err(Error::SubsetEmpty);
-        }
-        let pool_table = pool.require(Table::Pool).await?;
-        let images = pool.require(Table::Images).await?;
-        let mut unique = subset.uids().to_vec();
-        unique.dedup();
-        let pool_rows = locate(pool, &pool_table, &unique).await?;
-        let image_rows = locate(pool, &images, &unique).await?;
-        let mut missing = Missing::default();
-        let mut rows = Vec::with_capacity(subset.len());
-        let mut at = 0;
-        for (i, &uid) in subset.uids().iter().enumerate() {
-            while unique[at] != uid {
-                at += 1;
+    pub fn of_subset<'a>(pool: &'a Pool, subset: &'a Subset) -> BoxFuture<'a, Result<(Samples, Missing)>> {
+        async move {
+            if subset.is_empty() {
+                return Err(Error::SubsetEmpty);
             }
-            let weight = subset.weights().map_or(1.0, |weights| weights[i]);
-            match (pool_rows[at], image_rows[at]) {
-                (NONE, _) => missing.not_in_pool += 1,
-                (_, NONE) => missing.no_image += 1,
-                (pool_row, image_row) => rows.push(Row { uid, weight, pool_row, image_row }),
+            let pool_table = pool.require(Table::Pool).await?;
+            let images = pool.require(Table::Images).await?;
+            let mut unique = subset.uids().to_vec();
+            unique.dedup();
+            let pool_rows = locate(pool, &pool_table, &unique).await?;
+            let image_rows = locate(pool, &images, &unique).await?;
+            let mut missing = Missing::default();
+            let mut rows = Vec::with_capacity(subset.len());
+            let mut at = 0;
+            for (i, &uid) in subset.uids().iter().enumerate() {
+                while unique[at] != uid {
+                    at += 1;
+                }
+                let weight = subset.weights().map_or(1.0, |weights| weights[i]);
+                match (pool_rows[at], image_rows[at]) {
+                    (NONE, _) => missing.not_in_pool += 1,
+                    (_, NONE) => missing.no_image += 1,
+                    (pool_row, image_row) => rows.push(Row { uid, weight, pool_row, image_row }),
+                }
             }
+            if rows.is_empty() {
+                let Missing { not_in_pool, no_image } = missing;
+                return Err(Error::NothingToDraw { size: subset.len() as u64, not_in_pool, no_image });
+            }
+            Ok((Samples { pool: pool_table, images: Some(images), rows: Arc::new(rows) }, missing))
         }
-        if rows.is_empty() {
-            let Missing { not_in_pool, no_image } = missing;
-            return Err(Error::NothingToDraw { size: subset.len() as u64, not_in_pool, no_image });
-        }
-        Ok((Samples { pool: pool_table, images: Some(images), rows: Arc::new(rows) }, missing))
+        .boxed()
     }
 
     /// Every row of the pool in its order, with or without an image.
-    pub async fn of_pool(pool: &Pool) -> Result<Samples> {
-        let pool_table = pool.require(Table::Pool).await?;
-        let images = pool.dataset(Table::Images).await?;
-        let mut image_rows = HashMap::new();
-        if let Some(images) = &images {
-            pool.for_each_uid(images, |row, uid| {
-                image_rows.entry(uid).or_insert(row);
+    pub fn of_pool<'a>(pool: &'a Pool) -> BoxFuture<'a, Result<Samples>> {
+        async move {
+            let pool_table = pool.require(Table::Pool).await?;
+            let images = pool.dataset(Table::Images).await?;
+            let mut image_rows = HashMap::new();
+            if let Some(images) = &images {
+                pool.for_each_uid(images, |row, uid| {
+                    image_rows.entry(uid).or_insert(row);
+                })
+                .await?;
+            }
+            let mut rows = Vec::new();
+            pool.for_each_uid(&pool_table, |pool_row, uid| {
+                rows.push(Row { uid, weight: 1.0, pool_row, image_row: image_rows.get(&uid).copied().unwrap_or(NONE) });
             })
             .await?;
+            Ok(Samples { pool: pool_table, images, rows: Arc::new(rows) })
         }
-        let mut rows = Vec::new();
-        pool.for_each_uid(&pool_table, |pool_row, uid| {
-            rows.push(Row { uid, weight: 1.0, pool_row, image_row: image_rows.get(&uid).copied().unwrap_or(NONE) });
-        })
-        .await?;
-        Ok(Samples { pool: pool_table, images, rows: Arc::new(rows) })
+        .boxed()
     }
 
     pub fn len(&self) -> usize {
@@ -117,15 +125,18 @@ impl Samples {
     }
 
     /// Reads the samples at positions `which`, repeats allowed, in one coalesced request each for images and captions.
-    pub async fn read(&self, which: &[usize]) -> Result<Vec<Sample>> {
-        let captions = self.captions(which).await?;
-        let images = self.images(which).await?;
-        let samples = which.iter().map(|&i| {
-            let row = self.rows[i];
-            let text = captions[&row.pool_row].clone();
-            Sample { uid: row.uid, image: images.get(&row.image_row).cloned(), text }
-        });
-        Ok(samples.collect())
+    pub fn read<'a>(&'a self, which: &'a [usize]) -> BoxFuture<'a, Result<Vec<Sample>>> {
+        async move {
+            let captions = self.captions(which).await?;
+            let images = self.images(which).await?;
+            let samples = which.iter().map(|&i| {
+                let row = self.rows[i];
+                let text = captions[&row.pool_row].clone();
+                Sample { uid: row.uid, image: images.get(&row.image_row).cloned(), text }
+            });
+            Ok(samples.collect())
+        }
+        .boxed()
     }
 
     async fn captions(&self, which: &[usize]) -> Result<HashMap<u64, Option<String>>> {

@@ -1,1 +1,101 @@
+//! The program from end to end, and numbers against golden files. What needs real data is counted as ignored where
+//! `TARN_TEST_DATA` does not name it.
 
+mod cli;
+mod golden;
+mod gradients;
+mod path;
+mod real;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+fn main() {
+    let data = tarn_tests::test_data();
+    if data.is_none() {
+        eprintln!("TARN_TEST_DATA is not set: tests on real data are skipped");
+    }
+    let mut trials = Vec::new();
+    for (name, test) in [cli::TESTS, path::TESTS, gradients::TESTS].concat() {
+        trials.push(Trial::test(name, move || run(|| test(&Sandbox::new()))));
+    }
+    for (name, test) in [golden::TESTS, real::TESTS].concat() {
+        let folder = data.clone();
+        let trial = Trial::test(name, move || run(|| test(&Sandbox::new(), folder.as_deref().expect("ignored without data"))));
+        trials.push(trial.with_ignored_flag(data.is_none()));
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+/// A test in a fresh folder, and one that reads real data.
+type Test = (&'static str, fn(&Sandbox));
+type DataTest = (&'static str, fn(&Sandbox, &Path));
+
+fn run(test: impl FnOnce() + std::panic::UnwindSafe) -> Result<(), Failed> {
+    std::panic::catch_unwind(test).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()));
+        Failed::from(text.unwrap_or_default())
+    })
+}
+
+/// A fresh folder to run `tarn` in.
+struct Sandbox {
+    dir: tempfile::TempDir,
+}
+
+/// What a run of `tarn` gave.
+struct Output {
+    code: i32,
+    stdout: Vec<u8>,
+    stderr: String,
+}
+
+impl Sandbox {
+    fn new() -> Sandbox {
+        Sandbox { dir: tempfile::tempdir().expect("a temporary folder") }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: impl AsRef<[u8]>) -> String {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().expect("inside the folder")).expect("a writable folder");
+        std::fs::write(&path, text).expect("a writable file");
+        name.to_string()
+    }
+
+    fn tarn(&self, args: &[&str]) -> Output {
+        let output = Command::new(env!("CARGO_BIN_EXE_tarn")).args(args).current_dir(self.dir.path()).output().expect("tarn starts");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        Output { code: output.status.code().unwrap_or(-1), stdout: output.stdout, stderr }
+    }
+
+    /// Runs `tarn`, which must succeed, and gives its standard output as text.
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.tarn(args);
+        assert_eq!(output.code, 0, "tarn {args:?}: {}", output.stderr);
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    /// Runs `tarn`, which must fail with this exit code and these words on standard error, and say nothing else.
+    fn fails(&self, code: i32, args: &[&str], words: &[&str]) {
+        let output = self.tarn(args);
+        assert_eq!(output.code, code, "tarn {args:?}: {}", output.stderr);
+        for word in words {
+            assert!(output.stderr.contains(word), "tarn {args:?}: '{word}' is not in: {}", output.stderr);
+        }
+        assert!(!output.stderr.contains("panicked"), "{}", output.stderr);
+        assert!(output.stdout.is_empty(), "tarn {args:?} printed data: {}", String::from_utf8_lossy(&output.stdout));
+    }
+
+    /// A pool of the eight rows of `tarn_tests::rows`, without images.
+    fn small_pool(&self) -> &'static str {
+        tarn_tests::write_metadata(&self.path("metadata.parquet"), &tarn_tests::rows());
+        self.ok(&["ingest", "pool", "metadata.parquet"]);
+        "pool"
+    }
+}

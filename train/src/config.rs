@@ -70,9 +70,9 @@ impl ModelConfig {
             "ViT-L-14" => (768, 14, 24, 1024, 768, 12),
             "tiny" => {
                 return Some(ModelConfig {
-                    embed_dim: 128,
-                    vision_cfg: VisionConfig { image_size: 64, layers: 4, width: 128, head_width: 32, patch_size: 16 },
-                    text_cfg: TextConfig { context_length: 77, vocab_size: 49408, width: 96, heads: 3, layers: 2 },
+                    embed_dim: 64,
+                    vision_cfg: VisionConfig { image_size: 64, layers: 3, width: 96, head_width: 32, patch_size: 16 },
+                    text_cfg: TextConfig { context_length: 77, vocab_size: 49408, width: 64, heads: 2, layers: 2 },
                 });
             }
             _ => return None,

@@ -45,10 +45,7 @@ pub fn embed(
         Field::new(format!("{name}_score"), DataType::Float32, true),
     ]));
     // Known before the work, not after it.
-    let table = runtime.block_on(pool.require(storage::Table::Pool))?;
-    if let Some(field) = schema.fields().iter().find(|f| table.schema().field(f.name()).is_some() && !replace) {
-        return Err(storage::Error::ColumnExists { column: field.name().clone() }.into());
-    }
+    runtime.block_on(pool.check_new_columns(&schema, replace))?;
     let (sender, receiver) = std::sync::mpsc::sync_channel(2);
     let total = samples.len();
     let mut work = Work { samples, encoder, schema: schema.clone(), done: Embedded::default() };

@@ -24,7 +24,7 @@ pub const SCALES: [&str; 6] = ["tiny", "debug", "small", "medium", "large", "xla
 impl Recipe {
     pub fn named(scale: &str) -> Result<Recipe> {
         let (model, batch_size, learning_rate, warmup, samples_seen, beta2) = match scale {
-            "tiny" => ("tiny", 128, 2e-3, 20, 25_600, 0.98),
+            "tiny" => ("tiny", 128, 2e-3, 20, 19_200, 0.98),
             "debug" => ("ViT-B-32", 1024, 1e-4, 500, 128_000, 0.98),
             "small" => ("ViT-B-32", 4096, 5e-4, 500, 12_800_000, 0.98),
             "medium" => ("ViT-B-32", 4096, 5e-4, 500, 128_000_000, 0.98),

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use engine::{Filter, Session};
 use storage::records::{self, Run as RunRecord};
-use storage::{Pool, Receipt, Samples, Subset, Table};
+use storage::{Pool, Receipt, Samples, Subset};
 use tokio::runtime::Runtime;
 use train::{ModelConfig, Plan, Recipe, Run};
 
@@ -91,14 +91,14 @@ async fn select(args: &cli::Train) -> Result<(Subset, Receipt)> {
         eprintln!("warning: {} is of another subset and is not used", receipt_path.display());
     }
     let pool = Pool::open(&args.pool).await?;
-    let version = pool.require(Table::Pool).await?.version().version;
+    let (pool_version, pool_rows) = pool.version().await?;
     let receipt = Receipt {
         filter: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         sql: String::new(),
         parameters: Default::default(),
         pool: args.pool.clone(),
-        pool_version: version,
-        pool_rows: 0,
+        pool_version,
+        pool_rows,
         subset_size: subset.len() as u64,
         subset_sha256: subset.digest(),
         resources: Default::default(),

@@ -1,24 +1,20 @@
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
-use super::picture::{COLOURS, COUNTS, POSITIONS, SHAPES, Scene, TEXTURES};
+use super::picture::{COLOURS, COUNTS, SHAPES, Scene, TEXTURES};
 
 /// A caption in English that is true of the scene: always its shape and colour, the rest more often than not.
 pub(super) fn english(scene: &Scene, rng: &mut impl Rng) -> String {
-    let texture = if scene.texture > 0 || rng.random_bool(0.3) { format!("{} ", TEXTURES[scene.texture]) } else { String::new() };
+    let texture = if scene.texture > 0 || rng.random_bool(0.5) { format!("{} ", TEXTURES[scene.texture]) } else { String::new() };
     let (colour, shape) = (COLOURS[scene.colour].0, SHAPES[scene.shape]);
     let thing = format!("{colour} {texture}{shape}");
     let things = match scene.count {
-        0 if rng.random_bool(0.4) => format!("one {thing}"),
+        0 if rng.random_bool(0.5) => format!("one {thing}"),
         0 => format!("{} {thing}", if thing.starts_with('o') { "an" } else { "a" }),
         n => format!("{} {}", COUNTS[n], plural(&thing)),
     };
-    let place = match scene.position {
-        Some(side) if rng.random_bool(0.8) => format!(" at the {}", POSITIONS[side]),
-        _ => String::new(),
-    };
-    let form = ["{}", "a photo of {}", "a picture of {}", "{} on a grey background", "an image with {}", "{}, close up"];
-    form.choose(rng).expect("not empty").replace("{}", &format!("{things}{place}"))
+    let form = ["{}", "a photo of {}", "a picture of {}", "{} on a dark background", "an image with {}", "{}, close up"];
+    form.choose(rng).expect("not empty").replace("{}", &things)
 }
 
 pub(super) fn plural(thing: &str) -> String {
@@ -27,38 +23,35 @@ pub(super) fn plural(thing: &str) -> String {
 
 /// The same in German, French or Spanish.
 pub(super) fn foreign(scene: &Scene, rng: &mut impl Rng) -> String {
-    const LANGUAGES: [([&str; 8], [&str; 6]); 3] = [
+    const LANGUAGES: [([&str; 6], [&str; 5]); 3] = [
         (
-            ["Rot", "Grün", "Blau", "Gelb", "Violett", "Orange", "Rosa", "Weiß"],
+            ["Rot", "Grün", "Blau", "Gelb", "Violett", "Weiß"],
             [
-                "ein Kreis in {}",
-                "ein Quadrat in {}",
-                "ein Dreieck in {}",
-                "ein schöner Stern in {}",
-                "ein Ring in {}",
-                "ein großes Kreuz in {}",
+                "ein schöner Kreis in {}",
+                "ein Quadrat, hübsch in {}",
+                "ein Dreieck in kräftigem {}, größer",
+                "ein Ring für dich in {}",
+                "ein Kreuz über Grau in {}",
             ],
         ),
         (
-            ["rouge", "vert", "bleu", "jaune", "violet", "orange", "rose", "blanc"],
+            ["rouge", "vert", "bleu", "jaune", "violet", "blanc"],
             [
                 "un cercle coloré en {}",
                 "un carré coloré en {}",
                 "un triangle coloré en {}",
-                "une étoile colorée en {}",
                 "un anneau coloré en {}",
                 "une croix colorée en {}",
             ],
         ),
         (
-            ["rojo", "verde", "azul", "amarillo", "morado", "naranja", "rosa", "blanco"],
+            ["rojo", "verde", "azul", "amarillo", "morado", "blanco"],
             [
                 "un círculo de color {}",
-                "un cuadrado de color {}, único",
+                "un cuadrado pequeño de color {}",
                 "un triángulo de color {}",
-                "una estrella pequeña de color {} ¡aquí!",
-                "un anillo de color {}, sí",
-                "una cruz de color {}, número uno ¿no?",
+                "un anillo, sí, de color {}",
+                "una cruz número uno de color {}",
             ],
         ),
     ];

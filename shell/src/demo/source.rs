@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use storage::Uid;
 
-use super::picture::{COLOURS, COUNTS, POSITIONS, SHAPES, Scene, TEXTURES};
+use super::picture::{COLOURS, COUNTS, SHAPES, Scene, TEXTURES};
 use super::{caption, make_dir};
 use crate::{Error, Result};
 
@@ -185,22 +185,25 @@ fn append(archive: &mut tar::Builder<BufWriter<File>>, path: &Path, name: &str, 
     archive.append_data(&mut header, name, bytes).map_err(Error::io(path))
 }
 
-/// Five classification sets of pictures that are not in the pool.
+/// Four classification sets of pictures that are not in the pool.
 fn write_evalsets(dir: &Path, seed: u64) -> Result<()> {
     let colours = COLOURS.map(|(name, _)| name);
-    let over = |form: &str, words: &[&str]| words.iter().map(|word| form.replace("{}", word)).collect::<Vec<_>>();
-    let plurals: Vec<String> = SHAPES.iter().map(|shape| caption::plural(shape)).collect();
-    let plurals: Vec<&str> = plurals.iter().map(String::as_str).collect();
-    let sets: [(&str, &[&str], Vec<String>, fn(&mut Scene, usize)); 5] = [
-        ("colours", &colours, over("a photo of a {c} {}", &SHAPES), |scene, class| scene.colour = class),
-        ("shapes", &SHAPES, over("a photo of a {} {c}", &colours), |scene, class| scene.shape = class),
-        ("textures", &TEXTURES, over("a {c} {}", &SHAPES), |scene, class| scene.texture = class),
-        ("counts", &COUNTS, over("a photo of {c} {}", &plurals), |scene, class| {
-            (scene.count, scene.position) = (class, None);
+    // Prompts of captions' form, for every shape, colour, or both.
+    let prompts = |form: &str, colours: &[&str], shapes: &[String]| -> Vec<String> {
+        let of_colour =
+            |colour: &&str| shapes.iter().map(|shape| form.replace("COLOUR", colour).replace("SHAPE", shape)).collect::<Vec<_>>();
+        colours.iter().flat_map(of_colour).collect()
+    };
+    let shapes = SHAPES.map(str::to_string);
+    let plurals = SHAPES.map(caption::plural);
+    type Set = fn(&mut Scene, usize);
+    let sets: [(&str, &[&str], Vec<String>, Set); 4] = [
+        ("colours", &colours, prompts("a photo of a {c} SHAPE", &[""], &shapes), |scene, class| scene.colour = class),
+        ("shapes", &SHAPES, prompts("a photo of a COLOUR {c}", &colours, &[String::new()]), |scene, class| {
+            (scene.shape, scene.count) = (class, 0);
         }),
-        ("positions", &POSITIONS, over("a {} at the {c}", &SHAPES), |scene, class| {
-            (scene.count, scene.position) = (0, Some(class));
-        }),
+        ("textures", &TEXTURES, prompts("a COLOUR {c} SHAPE", &colours, &shapes), |scene, class| scene.texture = class),
+        ("counts", &COUNTS, prompts("{c} COLOUR SHAPE", &colours, &plurals), |scene, class| scene.count = class),
     ];
     for (task, (name, classes, templates, set_class)) in sets.into_iter().enumerate() {
         let folder = dir.join(format!("wds_{name}_test"));

@@ -10,6 +10,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use arrow::datatypes::{Schema, SchemaRef};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 
 use crate::ledger::{self, Entry};
 use crate::{OnProgress, Pool, Progress, Result, Table, Uid};
@@ -59,60 +61,63 @@ fn lock(shared: &Shared) -> std::sync::MutexGuard<'_, State> {
 
 /// Brings `sources` (files, folders, glob patterns) into the pool, metadata before shards, and skips every
 /// file whose digest the ledger has. A bad row or file is counted and left out; nothing else is lost.
-pub async fn ingest(pool: &Pool, sources: &[String], on_progress: OnProgress<'_>) -> Result<Summary> {
-    let sources = sources::find(sources)?;
-    let known = ledger::digests(pool).await?;
-    let state = State {
-        pool_uids: pool.uid_set(Table::Pool).await?,
-        image_uids: pool.uid_set(Table::Images).await?,
-        schema: SchemaRef::new(Schema::empty()),
-        summary: Summary { files: sources.len() as u64, ..Summary::default() },
-    };
-    let shared = Arc::new(Mutex::new(state));
-    let total: u64 = sources.iter().map(|s| s.bytes).sum();
-    let mut done = 0;
-    let mut fresh: Vec<(Source, ledger::FileDigest)> = Vec::new();
-    let mut seen = known;
-    for source in sources {
-        let digest = ledger::digest_file(&source.path)?;
-        if seen.insert(digest) {
-            fresh.push((source, digest));
-        } else {
-            lock(&shared).summary.known_files += 1;
+pub fn ingest<'a>(pool: &'a Pool, sources: &'a [String], on_progress: OnProgress<'a>) -> BoxFuture<'a, Result<Summary>> {
+    async move {
+        let sources = sources::find(sources)?;
+        let known = ledger::digests(pool).await?;
+        let state = State {
+            pool_uids: pool.uid_set(Table::Pool).await?,
+            image_uids: pool.uid_set(Table::Images).await?,
+            schema: SchemaRef::new(Schema::empty()),
+            summary: Summary { files: sources.len() as u64, ..Summary::default() },
+        };
+        let shared = Arc::new(Mutex::new(state));
+        let total: u64 = sources.iter().map(|s| s.bytes).sum();
+        let mut done = 0;
+        let mut fresh: Vec<(Source, ledger::FileDigest)> = Vec::new();
+        let mut seen = known;
+        for source in sources {
+            let digest = ledger::digest_file(&source.path)?;
+            if seen.insert(digest) {
+                fresh.push((source, digest));
+            } else {
+                lock(&shared).summary.known_files += 1;
+                done += source.bytes;
+            }
+        }
+        metadata::plan_schema(pool, &mut fresh, &shared).await?;
+
+        for (source, digest) in fresh {
+            on_progress(Progress { what: name(&source.path), done, total, unit: "bytes" });
+            let (rows_before, skipped_before) = {
+                let state = lock(&shared);
+                (state.summary.rows + state.summary.images, state.summary.skipped_in_all())
+            };
+            let (kind, version) = match source.kind {
+                Kind::Metadata => ("metadata", metadata::ingest(pool, &source, &shared).await?),
+                Kind::Shard => ("shard", shards::ingest(pool, &source, &shared).await?),
+            };
+            let (rows, skipped) = {
+                let state = lock(&shared);
+                let rows = state.summary.rows + state.summary.images - rows_before;
+                (rows, state.summary.skipped_in_all() - skipped_before)
+            };
+            let path = source.path.display().to_string();
+            let mut entries = vec![Entry { path, kind, bytes: source.bytes, digest, rows, skipped, version }];
+            if let Some(npz) = &source.embeddings {
+                let path = npz.display().to_string();
+                let bytes = std::fs::metadata(npz).map_or(0, |m| m.len());
+                let digest = ledger::digest_file(npz)?;
+                entries.push(Entry { path, kind: "embeddings", bytes, digest, rows, skipped: 0, version });
+            }
+            ledger::append(pool, &entries).await?;
             done += source.bytes;
         }
+        on_progress(Progress { what: String::new(), done: total, total, unit: "bytes" });
+        let state = lock(&shared);
+        Ok(Summary { pool_rows: state.pool_uids.len() as u64, pool_images: state.image_uids.len() as u64, ..state.summary.clone() })
     }
-    metadata::plan_schema(pool, &mut fresh, &shared).await?;
-
-    for (source, digest) in fresh {
-        on_progress(Progress { what: name(&source.path), done, total, unit: "bytes" });
-        let (rows_before, skipped_before) = {
-            let state = lock(&shared);
-            (state.summary.rows + state.summary.images, state.summary.skipped_in_all())
-        };
-        let (kind, version) = match source.kind {
-            Kind::Metadata => ("metadata", metadata::ingest(pool, &source, &shared).await?),
-            Kind::Shard => ("shard", shards::ingest(pool, &source, &shared).await?),
-        };
-        let (rows, skipped) = {
-            let state = lock(&shared);
-            let rows = state.summary.rows + state.summary.images - rows_before;
-            (rows, state.summary.skipped_in_all() - skipped_before)
-        };
-        let path = source.path.display().to_string();
-        let mut entries = vec![Entry { path, kind, bytes: source.bytes, digest, rows, skipped, version }];
-        if let Some(npz) = &source.embeddings {
-            let path = npz.display().to_string();
-            let bytes = std::fs::metadata(npz).map_or(0, |m| m.len());
-            let digest = ledger::digest_file(npz)?;
-            entries.push(Entry { path, kind: "embeddings", bytes, digest, rows, skipped: 0, version });
-        }
-        ledger::append(pool, &entries).await?;
-        done += source.bytes;
-    }
-    on_progress(Progress { what: String::new(), done: total, total, unit: "bytes" });
-    let state = lock(&shared);
-    Ok(Summary { pool_rows: state.pool_uids.len() as u64, pool_images: state.image_uids.len() as u64, ..state.summary.clone() })
+    .boxed()
 }
 
 fn name(path: &Path) -> String {

@@ -50,7 +50,15 @@ impl Cpu {
         self.with(out, |cpu, out| {
             let x = cpu.get(x);
             out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(out, x)| {
-                arch.dispatch(|| out.iter_mut().zip(x).for_each(|(o, &x)| *o = f(*o, x)));
+                vectorized(
+                    arch,
+                    #[inline(always)]
+                    || {
+                        for (o, &x) in out.iter_mut().zip(x) {
+                            *o = f(*o, x);
+                        }
+                    },
+                );
             });
         });
     }
@@ -62,7 +70,11 @@ impl Cpu {
             .into_par_iter()
             .map(|block| {
                 let mut sum = vec![0.0; len];
-                self.arch.dispatch(|| f(block, &mut sum));
+                vectorized(
+                    self.arch,
+                    #[inline(always)]
+                    || f(block, &mut sum),
+                );
                 sum
             })
             .collect();
@@ -74,8 +86,27 @@ impl Cpu {
     }
 }
 
+/// Runs `f` compiled for the widest vectors of this CPU. `f` must be marked `#[inline(always)]`, and is taken as
+/// `FnMut` because a call through `FnOnce` is a function of its own, compiled for the oldest CPU.
+#[inline(always)]
+fn vectorized<R>(arch: pulp::Arch, f: impl FnMut() -> R) -> R {
+    struct Op<F>(F);
+    impl<R, F: FnMut() -> R> pulp::WithSimd for Op<F> {
+        type Output = R;
+
+        #[inline(always)]
+        fn with_simd<S: pulp::Simd>(mut self, _simd: S) -> R {
+            (self.0)()
+        }
+    }
+    arch.dispatch(Op(f))
+}
+
+#[inline(always)]
 fn add_to(out: &mut [f32], x: &[f32]) {
-    out.iter_mut().zip(x).for_each(|(o, &x)| *o += x);
+    for (o, &x) in out.iter_mut().zip(x) {
+        *o += x;
+    }
 }
 
 /// Sum with sixteen running totals, so that it vectorises.
@@ -83,7 +114,10 @@ fn add_to(out: &mut [f32], x: &[f32]) {
 fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut totals = [0.0; 16];
     let chunks = x.chunks_exact(16);
-    let rest: f32 = chunks.remainder().iter().map(|&x| f(x)).sum();
+    let mut rest = 0.0;
+    for &x in chunks.remainder() {
+        rest += f(x);
+    }
     for chunk in chunks {
         for (total, &x) in totals.iter_mut().zip(chunk) {
             *total += f(x);
@@ -93,10 +127,28 @@ fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 }
 
 #[inline(always)]
+fn largest(x: &[f32]) -> f32 {
+    let mut largest = [f32::NEG_INFINITY; 16];
+    let chunks = x.chunks_exact(16);
+    for (i, &x) in chunks.remainder().iter().enumerate() {
+        largest[i] = x;
+    }
+    for chunk in chunks {
+        for (largest, &x) in largest.iter_mut().zip(chunk) {
+            *largest = if x > *largest { x } else { *largest };
+        }
+    }
+    largest.into_iter().fold(f32::NEG_INFINITY, f32::max)
+}
+
+#[inline(always)]
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut totals = [0.0; 16];
     let (a_chunks, b_chunks) = (a.chunks_exact(16), b.chunks_exact(16));
-    let rest: f32 = a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(a, b)| a * b).sum();
+    let mut rest = 0.0;
+    for (a, b) in a_chunks.remainder().iter().zip(b_chunks.remainder()) {
+        rest += a * b;
+    }
     for (a, b) in a_chunks.zip(b_chunks) {
         for i in 0..16 {
             totals[i] += a[i] * b[i];
@@ -172,10 +224,19 @@ fn matmul(
 #[inline(always)]
 fn softmax(row: &mut [f32], visible: usize, scale: f32) {
     let (seen, hidden) = row.split_at_mut(visible);
-    let max = seen.iter().fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
-    seen.iter_mut().for_each(|x| *x = math::exp((*x - max) * scale));
-    let inverse = 1.0 / sum(seen, |x| x);
-    seen.iter_mut().for_each(|x| *x *= inverse);
+    let max = largest(seen);
+    for x in seen.iter_mut() {
+        *x = math::exp((*x - max) * scale);
+    }
+    let inverse = 1.0
+        / sum(
+            seen,
+            #[inline(always)]
+            |x| x,
+        );
+    for x in seen.iter_mut() {
+        *x *= inverse;
+    }
     hidden.fill(0.0);
 }
 
@@ -200,11 +261,15 @@ impl Attention {
         let packed = Strides::rows_of(3 * self.width());
         let dims = (t, t, self.head_width);
         matmul(dims, (probs, Strides::rows_of(t)), (q, packed), (k, packed.transposed()), false, 1.0, gemm::Parallelism::None);
-        arch.dispatch(|| {
-            for (i, row) in probs.chunks_exact_mut(t).enumerate() {
-                softmax(row, if self.causal { i + 1 } else { t }, self.scale());
-            }
-        });
+        vectorized(
+            arch,
+            #[inline(always)]
+            || {
+                for (i, row) in probs.chunks_exact_mut(t).enumerate() {
+                    softmax(row, if self.causal { i + 1 } else { t }, self.scale());
+                }
+            },
+        );
     }
 }
 
@@ -227,11 +292,21 @@ impl Backend for Cpu {
     }
 
     fn copy(&mut self, out: Span, x: Span) {
-        self.map(out, x, |_, x| x);
+        self.map(
+            out,
+            x,
+            #[inline(always)]
+            |_, x| x,
+        );
     }
 
     fn add(&mut self, out: Span, x: Span) {
-        self.map(out, x, |o, x| o + x);
+        self.map(
+            out,
+            x,
+            #[inline(always)]
+            |o, x| o + x,
+        );
     }
 
     fn gemm(&mut self, g: Gemm) {
@@ -268,17 +343,29 @@ impl Backend for Cpu {
             let (x, gamma, beta) = (cpu.get(x), cpu.get(gamma), cpu.get(beta));
             let blocks = out.par_chunks_mut(ROWS * dim).zip(stats.par_chunks_mut(ROWS * 2)).zip(x.par_chunks(ROWS * dim));
             blocks.for_each(|((out, stats), x)| {
-                arch.dispatch(|| {
-                    for ((out, stats), x) in out.chunks_exact_mut(dim).zip(stats.chunks_exact_mut(2)).zip(x.chunks_exact(dim)) {
-                        let mean = sum(x, |x| x) / dim as f32;
-                        let variance = sum(x, |x| (x - mean) * (x - mean)) / dim as f32;
-                        let rstd = 1.0 / (variance + 1e-5).sqrt();
-                        (stats[0], stats[1]) = (mean, rstd);
-                        for i in 0..dim {
-                            out[i] = (x[i] - mean) * rstd * gamma[i] + beta[i];
+                vectorized(
+                    arch,
+                    #[inline(always)]
+                    || {
+                        for ((out, stats), x) in out.chunks_exact_mut(dim).zip(stats.chunks_exact_mut(2)).zip(x.chunks_exact(dim)) {
+                            let mean = sum(
+                                x,
+                                #[inline(always)]
+                                |x| x,
+                            ) / dim as f32;
+                            let variance = sum(
+                                x,
+                                #[inline(always)]
+                                |x| (x - mean) * (x - mean),
+                            ) / dim as f32;
+                            let rstd = 1.0 / (variance + 1e-5).sqrt();
+                            (stats[0], stats[1]) = (mean, rstd);
+                            for i in 0..dim {
+                                out[i] = (x[i] - mean) * rstd * gamma[i] + beta[i];
+                            }
                         }
-                    }
-                });
+                    },
+                );
             });
         });
     }
@@ -304,21 +391,25 @@ impl Backend for Cpu {
             let (dy, x, stats, gamma) = (cpu.get(dy), cpu.get(x), cpu.get(stats), cpu.get(gamma));
             let blocks = dx.par_chunks_mut(ROWS * dim).zip(dy.par_chunks(ROWS * dim)).zip(x.par_chunks(ROWS * dim));
             blocks.zip(stats.par_chunks(ROWS * 2)).for_each(|(((dx, dy), x), stats)| {
-                arch.dispatch(|| {
-                    let rows = dx.chunks_exact_mut(dim).zip(dy.chunks_exact(dim)).zip(x.chunks_exact(dim));
-                    for (((dx, dy), x), stats) in rows.zip(stats.chunks_exact(2)) {
-                        let (mean, rstd) = (stats[0], stats[1]);
-                        let along_one = dot(dy, gamma) / dim as f32;
-                        let mut totals = [0.0; 16];
-                        for i in 0..dim {
-                            totals[i % 16] += dy[i] * gamma[i] * (x[i] - mean);
+                vectorized(
+                    arch,
+                    #[inline(always)]
+                    || {
+                        let rows = dx.chunks_exact_mut(dim).zip(dy.chunks_exact(dim)).zip(x.chunks_exact(dim));
+                        for (((dx, dy), x), stats) in rows.zip(stats.chunks_exact(2)) {
+                            let (mean, rstd) = (stats[0], stats[1]);
+                            let along_one = dot(dy, gamma) / dim as f32;
+                            let mut totals = [0.0; 16];
+                            for i in 0..dim {
+                                totals[i % 16] += dy[i] * gamma[i] * (x[i] - mean);
+                            }
+                            let along_x = totals.iter().sum::<f32>() * rstd * rstd / dim as f32;
+                            for i in 0..dim {
+                                dx[i] += rstd * (dy[i] * gamma[i] - along_one - (x[i] - mean) * along_x);
+                            }
                         }
-                        let along_x = totals.iter().sum::<f32>() * rstd * rstd / dim as f32;
-                        for i in 0..dim {
-                            dx[i] += rstd * (dy[i] * gamma[i] - along_one - (x[i] - mean) * along_x);
-                        }
-                    }
-                });
+                    },
+                );
             });
         });
     }
@@ -380,12 +471,19 @@ impl Backend for Cpu {
                         matmul((t, d, t), (&mut dqkv[dv..], packed), (probs, square.transposed()), (dout, plain), false, 1.0, none);
                         matmul((t, t, d), (dprobs, square), (dout, plain), (v, packed.transposed()), false, 1.0, none);
                         // Through the softmax: ds = p * (dp - sum(p * dp)), with the scale of the logits.
-                        arch.dispatch(|| {
-                            for (dp, p) in dprobs.chunks_exact_mut(t).zip(probs.chunks_exact(t)) {
-                                let along = dot(dp, p);
-                                dp.iter_mut().zip(p).for_each(|(dp, &p)| *dp = p * (*dp - along) * shape.scale());
-                            }
-                        });
+                        vectorized(
+                            arch,
+                            #[inline(always)]
+                            || {
+                                for (dp, p) in dprobs.chunks_exact_mut(t).zip(probs.chunks_exact(t)) {
+                                    let along = dot(dp, p);
+                                    let scale = shape.scale();
+                                    for (dp, &p) in dp.iter_mut().zip(p) {
+                                        *dp = p * (*dp - along) * scale;
+                                    }
+                                }
+                            },
+                        );
                         matmul((t, d, t), (&mut dqkv[dq..], packed), (dprobs, square), (k, packed), false, 1.0, none);
                         matmul((t, d, t), (&mut dqkv[dk..], packed), (dprobs, square.transposed()), (q, packed), false, 1.0, none);
                     }
@@ -514,10 +612,19 @@ impl Backend for Cpu {
         let row_lse: Vec<f32> = logits
             .par_chunks(n)
             .map(|row| {
-                arch.dispatch(|| {
-                    let max = row.iter().fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
-                    max + sum(row, |x| math::exp(x - max)).ln()
-                })
+                vectorized(
+                    arch,
+                    #[inline(always)]
+                    || {
+                        let max = largest(row);
+                        max + sum(
+                            row,
+                            #[inline(always)]
+                            |x| math::exp(x - max),
+                        )
+                        .ln()
+                    },
+                )
             })
             .collect();
         let blocks: Vec<&[f32]> = logits.chunks(ROWS * n).collect();
@@ -539,14 +646,28 @@ impl Backend for Cpu {
         let half = 0.5 / n as f32;
         let mut d_logits = vec![0.0; n * n];
         d_logits.par_chunks_mut(n).zip(logits.par_chunks(n)).enumerate().for_each(|(i, (row, logits))| {
-            arch.dispatch(|| {
-                for j in 0..n {
-                    row[j] = half * (math::exp(logits[j] - row_lse[i]) + math::exp(logits[j] - column_lse[j]));
-                }
-            });
+            vectorized(
+                arch,
+                #[inline(always)]
+                || {
+                    for j in 0..n {
+                        row[j] = half * (math::exp(logits[j] - row_lse[i]) + math::exp(logits[j] - column_lse[j]));
+                    }
+                },
+            );
             row[i] -= 2.0 * half;
         });
-        let by_row: Vec<f32> = d_logits.par_chunks(n).zip(logits.par_chunks(n)).map(|(g, l)| arch.dispatch(|| dot(g, l))).collect();
+        let by_row: Vec<f32> = d_logits
+            .par_chunks(n)
+            .zip(logits.par_chunks(n))
+            .map(|(g, l)| {
+                vectorized(
+                    arch,
+                    #[inline(always)]
+                    || dot(g, l),
+                )
+            })
+            .collect();
         let d_ln_scale = by_row.iter().map(|&x| f64::from(x)).sum::<f64>() as f32;
         self.with(d_images, |cpu, out| {
             matmul((n, dim, n), (out, rows), (&d_logits, square), (cpu.get(texts), rows), false, scale, all);
@@ -572,13 +693,17 @@ impl Backend for Cpu {
                 let chunks = params.par_chunks_mut(CHUNK).zip(grads[range.clone()].par_chunks(CHUNK));
                 let moments = m[range.clone()].par_chunks_mut(CHUNK).zip(v[range.clone()].par_chunks_mut(CHUNK));
                 chunks.zip(moments).for_each(|((p, g), (m, v))| {
-                    arch.dispatch(|| {
-                        for i in 0..p.len() {
-                            m[i] = beta1 * m[i] + (1.0 - beta1) * g[i];
-                            v[i] = beta2 * v[i] + (1.0 - beta2) * g[i] * g[i];
-                            p[i] = p[i] * keep - step_size * m[i] / (v[i].sqrt() / correction2 + eps);
-                        }
-                    });
+                    vectorized(
+                        arch,
+                        #[inline(always)]
+                        || {
+                            for i in 0..p.len() {
+                                m[i] = beta1 * m[i] + (1.0 - beta1) * g[i];
+                                v[i] = beta2 * v[i] + (1.0 - beta2) * g[i] * g[i];
+                                p[i] = p[i] * keep - step_size * m[i] / (v[i].sqrt() / correction2 + eps);
+                            }
+                        },
+                    );
                 });
             }
         });

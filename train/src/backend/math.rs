@@ -8,7 +8,8 @@ pub fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.0, 88.0);
     // Adding and taking away 1.5 * 2^23 rounds to the nearest integer.
     const ROUND: f32 = 12_582_912.0;
-    let n = (x * LOG2_E + ROUND) - ROUND;
+    let shifted = x * LOG2_E + ROUND;
+    let n = shifted - ROUND;
     // ln 2 in two parts, so that n * ln 2 loses nothing.
     const HIGH: f32 = 0.693_359_4;
     let r = x - n * HIGH - n * (LN_2 - HIGH - 1.0e-10);
@@ -19,7 +20,8 @@ pub fn exp(x: f32) -> f32 {
     let p = p * r + 1.666_666_5e-1;
     let p = p * r + 5.000_000_1e-1;
     let p = p * r * r + r + 1.0;
-    p * f32::from_bits(((n as i32 + 127) << 23) as u32)
+    // The last bits of `shifted` are those of n: moved to the exponent, with its bias, they make 2^n.
+    p * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
 }
 
 /// erf(x): the rational approximation on [-4, 4] that Eigen and XLA use.

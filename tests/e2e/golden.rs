@@ -1,0 +1,152 @@
+//! Numbers of open_clip 3.3 (PyTorch, CPU, float32) for the model in `clip-tiny`; its README says how they were made.
+
+use std::io::Read;
+use std::path::Path;
+
+use serde_json::Value;
+use train::backend::{Backend, Cpu};
+use train::model::Model;
+use train::parameters::part;
+use train::step::Trainer;
+use train::{Checkpoint, Encoder, Recipe, Tokenizer};
+
+use crate::{DataTest, Sandbox};
+
+pub const TESTS: &[DataTest] = &[
+    ("golden_features", features),
+    ("golden_features_from_files", features_from_files),
+    ("golden_tokens", tokens),
+    ("golden_training", training),
+];
+
+/// An array of `reference.npz`, flattened.
+fn reference<T: npyz::Deserialize>(data: &Path, name: &str) -> Vec<T> {
+    let file = std::fs::File::open(data.join("clip-tiny/reference.npz")).unwrap();
+    let mut zip = zip::ZipArchive::new(file).unwrap();
+    let mut bytes = Vec::new();
+    zip.by_name(&format!("{name}.npy")).unwrap().read_to_end(&mut bytes).unwrap();
+    npyz::NpyFile::new(&bytes[..]).unwrap().into_vec().unwrap()
+}
+
+fn json(data: &Path, name: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(data.join("clip-tiny").join(name)).unwrap()).unwrap()
+}
+
+fn captions(data: &Path) -> Vec<String> {
+    json(data, "reference.json")["captions"].as_array().unwrap().iter().map(|c| c.as_str().unwrap().to_string()).collect()
+}
+
+/// The ids of caption `i` up to its end token.
+fn caption_ids(tokens: &[i64], i: usize) -> Vec<u32> {
+    let row = &tokens[i * 77..(i + 1) * 77];
+    let end = row.iter().position(|&id| id == 49407).unwrap();
+    row[..=end].iter().map(|&id| id as u32).collect()
+}
+
+/// The distance of two arrays relative to the size of the second.
+fn relative(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let distance = a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
+    distance / b.iter().map(|b| b * b).sum::<f32>().sqrt()
+}
+
+fn features(_: &Sandbox, data: &Path) {
+    let mut encoder = Encoder::open(&data.join("clip-tiny")).unwrap();
+    let images = encoder.encode_pixels(&reference::<f32>(data, "pixels"), 12);
+    let distance = relative(&images, &reference(data, "image_features"));
+    assert!(distance < 1e-4, "image features differ by {distance}");
+
+    let checkpoint = Checkpoint::read(&data.join("clip-tiny")).unwrap();
+    let mut model = Model::new(Cpu::new(), &checkpoint.config.model_cfg, &checkpoint.values, 64);
+    let ids = reference::<i64>(data, "tokens");
+    let captions: Vec<Vec<u32>> = (0..64).map(|i| caption_ids(&ids, i)).collect();
+    let tokens = train::model::Tokens::new(&captions.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    let out = model.backend.alloc(64 * 48);
+    model.encode_texts(out, &tokens);
+    let distance = relative(&model.backend.read(out), &reference(data, "text_features"));
+    assert!(distance < 1e-4, "text features differ by {distance}");
+    let scale = reference::<f32>(data, "logit_scale")[0];
+    assert!((encoder.logit_scale() - scale).abs() < 1e-3 * scale, "logit scale {} and {scale}", encoder.logit_scale());
+}
+
+fn features_from_files(_: &Sandbox, data: &Path) {
+    let mut encoder = Encoder::open(&data.join("clip-tiny")).unwrap();
+    let files = json(data, "reference.json")["images"].clone();
+    let pixels: Vec<Vec<u8>> = files
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|file| encoder.preprocess(&std::fs::read(data.join("clip-tiny/images").join(file.as_str().unwrap())).unwrap()).unwrap())
+        .collect();
+    let distance = relative(&encoder.encode_images(&pixels), &reference(data, "image_features"));
+    assert!(distance < 1e-2, "image features from files differ by {distance}");
+}
+
+/// Captions of plain text: open_clip's repairs of broken text are not part of the tokenizer yet.
+fn tokens(_: &Sandbox, data: &Path) {
+    let (tokenizer, ids) = (Tokenizer::default(), reference::<i64>(data, "tokens"));
+    let plain = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || " .,!?'-".contains(c));
+    let captions = captions(data);
+    let (mut checked, mut same) = (0, 0);
+    for (i, caption) in captions.iter().enumerate() {
+        let equal = tokenizer.encode(caption, 77) == caption_ids(&ids, i);
+        same += usize::from(equal);
+        if plain(caption) {
+            checked += 1;
+            assert!(equal, "caption {i}: {caption:?}");
+        }
+    }
+    assert!(checked >= 20, "only {checked} plain captions");
+    println!("{same} of {} captions have open_clip's tokens", captions.len());
+}
+
+/// Ten AdamW steps on one batch.
+fn training(_: &Sandbox, data: &Path) {
+    let expected = json(data, "training_reference.json");
+    let number = |value: &Value| value.as_f64().unwrap();
+    let checkpoint = Checkpoint::read(&data.join("clip-tiny")).unwrap();
+    let recipe = Recipe {
+        batch_size: 12,
+        learning_rate: number(&expected["base_lr"]) as f32,
+        warmup: expected["warmup"].as_u64().unwrap(),
+        samples_seen: 12 * expected["total_steps"].as_u64().unwrap(),
+        beta1: number(&expected["betas"][0]) as f32,
+        beta2: number(&expected["betas"][1]) as f32,
+        eps: number(&expected["eps"]) as f32,
+        weight_decay: number(&expected["weight_decay"]) as f32,
+        ..Recipe::named("tiny").unwrap()
+    };
+    let mut trainer = Trainer::new(Model::new(Cpu::new(), &checkpoint.config.model_cfg, &checkpoint.values, 12), recipe);
+    let (pixels, ids) = (reference::<f32>(data, "pixels"), reference::<i64>(data, "tokens"));
+    let captions: Vec<Vec<u32>> =
+        expected["caption_indices"].as_array().unwrap().iter().map(|i| caption_ids(&ids, i.as_u64().unwrap() as usize)).collect();
+    let sample = pixels.len() / 12;
+    for (step, expected_step) in expected["steps"].as_array().unwrap().iter().enumerate() {
+        let report = trainer.step(&captions, |range| pixels[range.start * sample..range.end * sample].to_vec());
+        let close = |what: &str, got: f64, key: &str, tolerance: f64| {
+            let expected = number(&expected_step[key]);
+            assert!((got / expected - 1.0).abs() < tolerance, "step {step}: {what} {got}, expected {expected}");
+        };
+        close("learning rate", f64::from(report.learning_rate), "lr", 1e-5);
+        close("loss", f64::from(report.loss), "loss", 1e-4);
+        close("logit scale", f64::from(report.logit_scale), "logit_scale", 1e-5);
+        let values = trainer.model.backend.read(trainer.model.values);
+        let norm = values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+        close("norm of all parameters", norm, "parameter_norm", 1e-6);
+        if step == 0 {
+            gradient_norms(&trainer, &expected["gradient_norms_step_0"]);
+        }
+    }
+}
+
+fn gradient_norms(trainer: &Trainer<Cpu>, expected: &Value) {
+    let gradients = trainer.gradients();
+    let parameters = &trainer.model.parameters;
+    assert_eq!(expected.as_object().unwrap().len(), parameters.all.len());
+    for parameter in &parameters.all {
+        let norm = gradients[parameter.range.clone()].iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+        let expected = expected[&parameter.name].as_f64().unwrap();
+        assert!((norm / expected - 1.0).abs() < 1e-3, "{}: gradient norm {norm}, expected {expected}", parameter.name);
+        assert_eq!(part(trainer.model.values, &parameter.range).len, parameter.range.len());
+    }
+}

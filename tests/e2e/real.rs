@@ -1,0 +1,68 @@
+//! The commands over real data: CommonPool's layout, real captions and photographs, DataComp's evaluation folders.
+
+use std::path::Path;
+
+use crate::{DataTest, Sandbox};
+
+pub const TESTS: &[DataTest] =
+    &[("real_filters_equal_datacomps", filters), ("real_pool_to_score", pool_to_score), ("real_eval_equals_clip_benchmark", eval)];
+
+fn ingest(t: &Sandbox, data: &Path) {
+    let path = |name: &str| data.join("commonpool-mini").join(name).display().to_string();
+    let output = t.tarn(&["ingest", "pool", &path("shards"), &path("metadata")]);
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    assert!(output.stderr.contains("ingested 3914 samples (1957 with embeddings) and 600 images from 7 files"), "{}", output.stderr);
+}
+
+/// The same bytes as the subsets of DataComp's own baseline code.
+fn filters(t: &Sandbox, data: &Path) {
+    ingest(t, data);
+    let cases: [(&str, &[&str]); 4] = [
+        ("no_filter", &["no_filter"]),
+        ("clip_score_l14_30_percent", &["clip_score"]),
+        ("clip_score_b32_10_percent", &["clip_score", "--param", "arch=b32", "--param", "fraction=0.1"]),
+        ("clip_score_b32_28_threshold", &["clip_score", "--param", "arch=b32", "--param", "threshold=0.28"]),
+    ];
+    for (name, filter) in cases {
+        t.ok(&[&["filter", "pool"], filter, &["-o", "subset.npy"]].concat());
+        let expected = std::fs::read(data.join("expected").join(name).with_extension("npy")).unwrap();
+        assert!(std::fs::read(t.path("subset.npy")).unwrap() == expected, "{name} differs");
+    }
+    // Scores are the inner products of the float16 vectors.
+    let sql = "SELECT count(*) AS n, max(abs(cosine_similarity(l14_img, l14_txt) - clip_l14_similarity_score)) < 0.001 AS same FROM pool WHERE l14_img IS NOT NULL";
+    assert_eq!(t.ok(&["sql", "pool", "-c", sql, "--format", "csv"]), "n,same\n1957,true\n");
+}
+
+fn pool_to_score(t: &Sandbox, data: &Path) {
+    ingest(t, data);
+    let train = ["train", "pool", "--select", "no_filter", "--scale", "tiny", "--max-steps", "3", "-o", "run"];
+    let output = t.tarn(&train);
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    assert!(
+        output.stderr.contains("of 3914 uids selected 600 can be drawn: 0 are not in the pool, 3314 have no image"),
+        "{}",
+        output.stderr
+    );
+    t.ok(&["embed", "pool", "--model", "run", "--column", "tiny"]);
+    let sql = "SELECT count(tiny_img) AS images, count(tiny_txt) = count(text) AS texts, count(tiny_score) AS scores FROM pool";
+    assert_eq!(t.ok(&["sql", "pool", "-c", sql, "--format", "csv"]), "images,texts,scores\n600,true,600\n");
+    let table = t.ok(&["eval", "run", "--data", &data.join("evalsets").display().to_string()]);
+    assert!(table.contains("CIFAR-10") && table.contains("MNIST"), "{table}");
+    assert!(t.ok(&["report", "run"]).contains("| run | no_filter | 3914        | 384          |"), "{}", t.ok(&["report", "run"]));
+}
+
+/// clip_benchmark's metrics for the same checkpoint; pixels may differ by a rounding.
+fn eval(t: &Sandbox, data: &Path) {
+    let path = |name: &str| data.join(name).display().to_string();
+    let output = t.tarn(&["eval", &path("clip-tiny"), "--data", &path("evalsets"), "-o", "out"]);
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    assert!(output.stderr.contains("not evaluated, for want of their metric: flickr8k"), "{}", output.stderr);
+    for result in eval::read_results(&t.path("out")).unwrap() {
+        let file = data.join(format!("expected/eval_wds_{}_test.json", result.key));
+        let expected: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        for metric in ["acc1", "acc5", "mean_per_class_recall"] {
+            let (got, expected) = (result.metrics[metric], expected["metrics"][metric].as_f64().unwrap());
+            assert!((got - expected).abs() <= 0.002, "{} {metric}: {got}, expected {expected}", result.key);
+        }
+    }
+}
