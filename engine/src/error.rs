@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use datafusion::common::{DataFusionError, SchemaError};
+use storage::Table;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -61,10 +62,10 @@ impl Error {
         move |source| Error::Io { path, source }
     }
 
-    /// DataFusion's error without its stacked prefixes; `names` are the functions and tables that could have been meant.
-    pub fn query(error: DataFusionError, names: &[String]) -> Error {
-        let message = plain(&error);
-        let hint = missing_column(&error).or_else(|| unknown_name(&message, names));
+    /// DataFusion's error without its stacked prefixes; `functions` are those that could have been meant.
+    pub fn query(error: DataFusionError, functions: &[String]) -> Error {
+        let message = plain(&error).replace("datafusion.public.", "");
+        let hint = missing_column(&error).or_else(|| unknown_name(&message, functions));
         // DataFusion adds its own guess to some messages; ours is the hint.
         let message = message.split(" Did you mean ").next().unwrap_or(&message).trim_end_matches(['.', '\n']).to_string();
         Error::Query { message, hint }
@@ -109,11 +110,14 @@ fn missing_column(error: &DataFusionError) -> Option<String> {
 }
 
 /// A hint for "table 'x' not found" and "Invalid function 'x'".
-fn unknown_name(message: &str, names: &[String]) -> Option<String> {
-    if !message.contains("not found") && !message.contains("Invalid function") {
-        return None;
-    }
-    let quoted = message.split('\'').nth(1)?;
-    let name = quoted.rsplit('.').next()?;
-    storage::closest(name, names.iter().map(String::as_str)).map(|near| format!("did you mean '{near}'?"))
+fn unknown_name(message: &str, functions: &[String]) -> Option<String> {
+    let name = message.split('\'').nth(1)?;
+    let near = if message.contains("Invalid function") {
+        storage::closest(name, functions.iter().map(String::as_str))
+    } else if message.contains("not found") {
+        storage::closest(name, Table::ALL.map(Table::name))
+    } else {
+        None
+    };
+    near.map(|near| format!("did you mean '{near}'?"))
 }

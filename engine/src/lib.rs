@@ -1,6 +1,7 @@
 //! SQL over a pool: the session, its catalog and functions, saved filters and their receipts.
 //!
 //! ```no_run
+//! # use tarn_engine as engine;
 //! # async fn example() -> engine::Result<()> {
 //! use futures::TryStreamExt;
 //!

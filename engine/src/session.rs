@@ -139,9 +139,7 @@ impl Session {
 
     /// An error of DataFusion in the words of this crate.
     pub fn error(&self, error: datafusion::error::DataFusionError) -> Error {
-        let mut names = self.function_names();
-        names.extend(Table::ALL.map(|table| table.name().to_string()));
-        Error::query(error, &names)
+        Error::query(error, &self.function_names())
     }
 }
 

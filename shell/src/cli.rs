@@ -37,7 +37,7 @@ pub(crate) struct Demo {
     #[arg(default_value = "tarn-demo")]
     pub dir: PathBuf,
     /// Samples in the pool
-    #[arg(long, default_value_t = 10_000, hide = true)]
+    #[arg(long, default_value_t = 14_000, hide = true)]
     pub samples: usize,
     /// Samples that each training sees
     #[arg(long, hide = true)]

@@ -37,7 +37,7 @@ fn captions(data: &Path) -> Vec<String> {
 }
 
 /// The ids of caption `i` up to its end token.
-fn caption_ids(tokens: &[i64], i: usize) -> Vec<u32> {
+fn caption_ids(tokens: &[i32], i: usize) -> Vec<u32> {
     let row = &tokens[i * 77..(i + 1) * 77];
     let end = row.iter().position(|&id| id == 49407).unwrap();
     row[..=end].iter().map(|&id| id as u32).collect()
@@ -58,7 +58,7 @@ fn features(_: &Sandbox, data: &Path) {
 
     let checkpoint = Checkpoint::read(&data.join("clip-tiny")).unwrap();
     let mut model = Model::new(Cpu::new(), &checkpoint.config.model_cfg, &checkpoint.values, 64);
-    let ids = reference::<i64>(data, "tokens");
+    let ids = reference::<i32>(data, "tokens");
     let captions: Vec<Vec<u32>> = (0..64).map(|i| caption_ids(&ids, i)).collect();
     let tokens = train::model::Tokens::new(&captions.iter().map(Vec::as_slice).collect::<Vec<_>>());
     let out = model.backend.alloc(64 * 48);
@@ -84,7 +84,7 @@ fn features_from_files(_: &Sandbox, data: &Path) {
 
 /// Captions of plain text: open_clip's repairs of broken text are not part of the tokenizer yet.
 fn tokens(_: &Sandbox, data: &Path) {
-    let (tokenizer, ids) = (Tokenizer::default(), reference::<i64>(data, "tokens"));
+    let (tokenizer, ids) = (Tokenizer::default(), reference::<i32>(data, "tokens"));
     let plain = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || " .,!?'-".contains(c));
     let captions = captions(data);
     let (mut checked, mut same) = (0, 0);
@@ -117,7 +117,7 @@ fn training(_: &Sandbox, data: &Path) {
         ..Recipe::named("tiny").unwrap()
     };
     let mut trainer = Trainer::new(Model::new(Cpu::new(), &checkpoint.config.model_cfg, &checkpoint.values, 12), recipe);
-    let (pixels, ids) = (reference::<f32>(data, "pixels"), reference::<i64>(data, "tokens"));
+    let (pixels, ids) = (reference::<f32>(data, "pixels"), reference::<i32>(data, "tokens"));
     let captions: Vec<Vec<u32>> =
         expected["caption_indices"].as_array().unwrap().iter().map(|i| caption_ids(&ids, i.as_u64().unwrap() as usize)).collect();
     let sample = pixels.len() / 12;

@@ -46,59 +46,56 @@ pub(crate) async fn print(
 
 /// The statements of a text, split at semicolons outside quotes and comments; empty ones are dropped.
 pub(crate) fn statements(text: &str) -> Vec<String> {
-    let (mut statements, mut current, mut has_code) = (Vec::new(), String::new(), false);
+    split(text).0
+}
+
+/// Whether nothing is left open at the end of the text: what the REPL waits for.
+pub(crate) fn is_complete(text: &str) -> bool {
+    !split(text).1
+}
+
+/// The statements, the last with or without its semicolon, and whether a statement, quote or comment is still open.
+fn split(text: &str) -> (Vec<String>, bool) {
+    let (mut statements, mut current, mut has_code, mut open) = (Vec::new(), String::new(), false, false);
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
-        match c {
-            '\'' | '"' => {
-                has_code = true;
-                current.push(c);
-                for inner in chars.by_ref() {
-                    current.push(inner);
-                    if inner == c {
-                        break;
-                    }
-                }
+        if c == ';' {
+            if std::mem::take(&mut has_code) {
+                statements.push(current.trim().to_string());
             }
-            '-' if chars.peek() == Some(&'-') => {
-                current.push(c);
-                while let Some(inner) = chars.next_if(|&inner| inner != '\n') {
-                    current.push(inner);
-                }
-            }
-            '/' if chars.peek() == Some(&'*') => {
-                current.push(c);
-                let mut last = ' ';
-                for inner in chars.by_ref() {
-                    current.push(inner);
-                    if (last, inner) == ('*', '/') {
-                        break;
-                    }
-                    last = inner;
-                }
-            }
-            ';' => {
-                if std::mem::take(&mut has_code) {
-                    statements.push(current.trim().to_string());
-                }
-                current.clear();
-            }
-            c => {
-                has_code |= !c.is_whitespace();
-                current.push(c);
-            }
+            current.clear();
+            continue;
         }
+        current.push(c);
+        let next = chars.peek().copied();
+        let mut until = |end: &str| {
+            let from = current.len();
+            open = true;
+            while open && let Some(inner) = chars.next() {
+                current.push(inner);
+                open = !current[from..].ends_with(end);
+            }
+        };
+        match (c, next) {
+            ('\'', _) => until("'"),
+            ('"', _) => until("\""),
+            ('-', Some('-')) => {
+                until("\n");
+                open = false;
+                continue;
+            }
+            ('/', Some('*')) => {
+                until("*/");
+                continue;
+            }
+            _ => {}
+        }
+        has_code |= !c.is_whitespace();
     }
     if has_code {
         statements.push(current.trim().to_string());
     }
-    statements
-}
-
-/// Whether the text ends with a semicolon that ends a statement: what the REPL waits for.
-pub(crate) fn is_complete(text: &str) -> bool {
-    // A probe behind the text becomes a statement of its own only if everything before it is closed.
-    statements(&format!("{text}\n probe")).last().is_some_and(|last| last == "probe")
+    (statements, has_code || open)
 }
 
 #[cfg(test)]
@@ -113,9 +110,15 @@ mod tests {
 
     #[test]
     fn complete_means_closed() {
-        for (text, complete) in
-            [("select 1;", true), ("select 1", false), ("select ';", false), ("select 1; -- x", true), ("select 1; select", false)]
-        {
+        for (text, complete) in [
+            ("select 1;", true),
+            ("select 1", false),
+            ("select ';", false),
+            ("select 1; -- x", true),
+            ("select 1; select", false),
+            ("/* ; ", false),
+            ("", true),
+        ] {
             assert_eq!(is_complete(text), complete, "{text}");
         }
     }

@@ -27,8 +27,8 @@ impl Scene {
         Scene {
             shape: rng.random_range(0..SHAPES.len()),
             colour: rng.random_range(0..COLOURS.len()),
-            texture: rng.random_range(0..TEXTURES.len()),
-            count: rng.random_range(0..COUNTS.len()),
+            texture: if rng.random_bool(0.4) { 0 } else { rng.random_range(1..TEXTURES.len()) },
+            count: if rng.random_bool(0.6) { 0 } else { rng.random_range(1..COUNTS.len()) },
         }
     }
 
