@@ -67,7 +67,7 @@ impl Error {
         let message = plain(&error).replace("datafusion.public.", "");
         let hint = missing_column(&error).or_else(|| unknown_name(&message, functions));
         // DataFusion adds its own guess to some messages; ours is the hint.
-        let message = message.split(" Did you mean ").next().unwrap_or(&message).trim_end_matches(['.', '\n']).to_string();
+        let message = message.split("Did you mean ").next().unwrap_or(&message).trim_end_matches(['.', '\n', ' ']).to_string();
         Error::Query { message, hint }
     }
 }

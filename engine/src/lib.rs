@@ -2,7 +2,7 @@
 //!
 //! ```no_run
 //! # use tarn_engine as engine;
-//! # async fn example() -> engine::Result<()> {
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! use futures::TryStreamExt;
 //!
 //! let session = engine::Session::open("POOL").await?;

@@ -1,5 +1,6 @@
 //! The program from end to end, and numbers against golden files. What needs real data is counted as ignored where
 //! `TARN_TEST_DATA` does not name it.
+#![allow(clippy::print_stderr)] // says what is skipped
 
 mod cli;
 mod golden;

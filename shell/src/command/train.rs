@@ -30,7 +30,7 @@ pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
     print_plan(&plan, &receipt, samples.len());
     let report_every = (plan.max_steps.unwrap_or(u64::MAX).min(plan.recipe.steps()) / 12).max(1);
     let on_step = |r: train::StepReport| {
-        if r.step == 1 || r.step == r.steps || r.step % report_every == 0 {
+        if r.step == 1 || r.step == r.steps || r.step.is_multiple_of(report_every) {
             eprintln!(
                 "step {:>6}/{} | loss {:.4} | learning rate {:.2e} | logit scale {:.2} | {:.0} samples/s | data wait {:.0}%",
                 r.step,

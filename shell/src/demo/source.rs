@@ -19,7 +19,7 @@ use super::{caption, make_dir};
 use crate::{Error, Result};
 
 /// Shares of the pool, drawn independently: the rest has a true English caption.
-const WRONG: f64 = 0.5;
+const WRONG: f64 = 0.55;
 const FOREIGN: f64 = 0.08;
 const JUNK: f64 = 0.07;
 const TINY: f64 = 0.05;

@@ -36,7 +36,7 @@ impl Opened {
         let rows = builder.metadata().file_metadata().num_rows() as u64;
         let schema = builder.schema().clone();
         let has = |name: &str| schema.field_with_name(name).is_ok();
-        if !has("uid") && !(has("url") && has("text")) {
+        if !(has("uid") || has("url") && has("text")) {
             let found = schema.fields().iter().map(|f| f.name().as_str()).collect::<Vec<_>>().join(", ");
             return Err(Error::ColumnMissing { path: path.clone(), column: "uid", found });
         }
