@@ -8,4 +8,4 @@ WITH scored AS (
     FROM pool
 )
 SELECT uid FROM scored
-WHERE score >= CAST(coalesce($threshold, (SELECT top_fraction(score, $fraction) FROM scored)) AS REAL)
+WHERE score >= CAST(coalesce($threshold, (SELECT top_fraction(score, $fraction) FROM scored)) AS REAL) AND NOT isnan(score)

@@ -41,7 +41,7 @@ impl Error {
         Some(match self {
             Error::UnknownFilter { near: Some(near), .. } => format!("did you mean '{near}'?"),
             Error::UnknownFilter { .. } => {
-                "give a shipped filter (tarn filter POOL --list), a file that ends in .sql, or SQL that starts with SELECT".into()
+                "give a shipped filter (tarn filter --list), a file that ends in .sql, or SQL that starts with SELECT".into()
             }
             Error::UnknownParameter { name, known, .. } => {
                 return storage::closest(name, known.split(", ")).map(|near| format!("did you mean '{near}'?"));
@@ -65,7 +65,7 @@ impl Error {
     /// DataFusion's error without its stacked prefixes; `functions` are those that could have been meant.
     pub fn query(error: DataFusionError, functions: &[String]) -> Error {
         let message = plain(&error).replace("datafusion.public.", "");
-        let hint = missing_column(&error).or_else(|| unknown_name(&message, functions));
+        let hint = missing_column(&error).or_else(|| unknown_name(&message, functions)).or_else(|| missing_value(&message));
         // DataFusion adds its own guess to some messages; ours is the hint.
         let message = message.split("Did you mean ").next().unwrap_or(&message).trim_end_matches(['.', '\n', ' ']).to_string();
         Error::Query { message, hint }
@@ -119,5 +119,14 @@ fn unknown_name(message: &str, functions: &[String]) -> Option<String> {
     } else {
         None
     };
-    near.map(|near| format!("did you mean '{near}'?"))
+    match near {
+        Some(near) if near == name => Some(format!("{near} is not there yet: ingest, train or eval make it")),
+        near => near.map(|near| format!("did you mean '{near}'?")),
+    }
+}
+
+/// A hint for a `$name` without a value.
+fn missing_value(message: &str) -> Option<String> {
+    let name = message.split("Placeholder '$").nth(1)?.split('\'').next()?;
+    Some(format!("give it with --param {name}=VALUE"))
 }

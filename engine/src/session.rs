@@ -25,6 +25,8 @@ pub type Params = [(String, ScalarValue)];
 pub struct Session {
     context: SessionContext,
     pool: Pool,
+    /// Version and number of rows of `pool` when it was opened: what queries read.
+    version: (u64, u64),
 }
 
 impl Session {
@@ -49,7 +51,8 @@ impl Session {
             }
             functions::register(&context);
             catalog::register(&context, &pool).await?;
-            Ok(Session { context, pool })
+            let version = pool.version().await?;
+            Ok(Session { context, pool, version })
         }
         .boxed()
     }
@@ -96,7 +99,7 @@ impl Session {
             }
             let weights = (weights.len() == uids.len() && !uids.is_empty()).then_some(weights);
             let subset = Subset::new(uids, weights);
-            let (pool_version, pool_rows) = self.pool.version().await?;
+            let (pool_version, pool_rows) = self.version;
             let receipt = Receipt {
                 filter: filter.name().to_string(),
                 sql: filter.sql().to_string(),

@@ -1,6 +1,4 @@
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,7 +9,7 @@ use train::Encoder;
 use crate::classifier::classifier;
 use crate::data::{EvalSet, Labelled};
 use crate::metric::{accuracy_at, mean_per_class_recall, top_k};
-use crate::results::{RESULTS_FILE, TaskResult};
+use crate::results::{RESULTS_FILE, TaskResult, read_results};
 use crate::{Error, Result};
 
 /// Images decoded and encoded at a time.
@@ -27,13 +25,17 @@ pub fn evaluate(
 ) -> Result<Vec<TaskResult>> {
     std::fs::create_dir_all(out).map_err(Error::io(out))?;
     let path = out.join(RESULTS_FILE);
-    let mut file = File::create(&path).map_err(Error::io(&path))?;
-    let mut results = Vec::new();
+    let earlier = if path.exists() { read_results(out)? } else { Vec::new() };
+    let mut results: Vec<TaskResult> = Vec::new();
     for (i, set) in sets.iter().enumerate() {
         on_progress(Progress { what: set.name.clone(), done: i as u64, total: sets.len() as u64, unit: "tasks" });
         let result = zero_shot(encoder, set, stop)?;
-        file.write_all(result.line().as_bytes()).map_err(Error::io(&path))?;
         results.push(result);
+        // Other tasks' results stay; the file is replaced whole, so that a stop loses nothing.
+        let kept = earlier.iter().filter(|old| results.iter().all(|new| new.key != old.key));
+        let text: String = kept.chain(&results).map(TaskResult::line).collect();
+        let part = path.with_extension("part");
+        std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, &path)).map_err(Error::io(&path))?;
     }
     on_progress(Progress { what: String::new(), done: sets.len() as u64, total: sets.len() as u64, unit: "tasks" });
     Ok(results)

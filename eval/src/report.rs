@@ -2,8 +2,8 @@ use std::path::PathBuf;
 
 use train::Run;
 
-use crate::results::{TaskResult, read_results};
-use crate::{Error, Result};
+use crate::Result;
+use crate::results::{RESULTS_FILE, TaskResult, read_results};
 
 /// A table with one line a run: its filter, how much it was drawn from, and its scores.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,12 +18,14 @@ pub struct Table {
 /// given only to runs that have them all.
 pub fn report(folders: &[PathBuf]) -> Result<Table> {
     let mut runs: Vec<(String, Option<Run>, Vec<TaskResult>)> = Vec::new();
+    let mut notes = Vec::new();
     for folder in folders {
-        if !folder.exists() {
-            return Err(Error::NoResults { path: folder.clone() });
-        }
         let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();
-        runs.push((name, Run::read(folder).ok(), read_results(folder)?));
+        if folders.len() > 1 && !folder.join(RESULTS_FILE).exists() {
+            notes.push(format!("{name} holds no results and is left out"));
+            continue;
+        }
+        runs.push((name, folder.join(train::RUN_FILE).exists().then(|| Run::read(folder)).transpose()?, read_results(folder)?));
     }
     let mut tasks: Vec<(String, String)> = Vec::new();
     for result in runs.iter().flat_map(|(_, _, results)| results) {
@@ -34,7 +36,6 @@ pub fn report(folders: &[PathBuf]) -> Result<Table> {
     let average = format!("average of {}", tasks.len());
     let fixed = ["run", "filter", "subset size", "samples seen"].map(str::to_string);
     let header = fixed.into_iter().chain(tasks.iter().map(|(_, name)| name.clone())).chain([average]).collect();
-    let mut notes = Vec::new();
     let rows = runs.iter().map(|(name, run, results)| {
         let score = |key: &str| results.iter().find(|r| r.key == key).map(TaskResult::score);
         let scores: Vec<Option<f64>> = tasks.iter().map(|(key, _)| score(key)).collect();

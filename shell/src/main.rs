@@ -1,6 +1,15 @@
 //! The `tarn` program: arguments, the REPL, output formats, progress and the demo. Holds no logic of its own.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // the one crate that prints
 
+/// A line for standard error. A reader that has gone away ends no work.
+#[macro_export]
+macro_rules! note {
+    ($($words:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), $($words)*);
+    }};
+}
+
 mod cli;
 mod command;
 mod demo;
@@ -24,7 +33,7 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
-            eprintln!("error: cannot start: {e}");
+            crate::note!("error: cannot start: {e}");
             return ExitCode::from(1);
         }
     };
@@ -40,13 +49,13 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) if e.is_interrupt() => {
-            eprintln!("interrupted: {e}");
+            crate::note!("interrupted: {e}");
             ExitCode::from(130)
         }
         Err(e) => {
-            eprintln!("error: {e}");
+            crate::note!("error: {e}");
             if let Some(hint) = e.hint() {
-                eprintln!("hint: {hint}");
+                crate::note!("hint: {hint}");
             }
             ExitCode::from(if matches!(e, Error::Usage { .. }) { 2 } else { 1 })
         }

@@ -40,7 +40,7 @@ impl Meter {
         let mut last = self.last_line.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if last.elapsed() >= BETWEEN_LINES && progress.done < progress.total {
             *last = Instant::now();
-            eprintln!("{} {}: {} of {} {}", self.verb, progress.what, progress.done, progress.total, progress.unit);
+            crate::note!("{} {}: {} of {} {}", self.verb, progress.what, progress.done, progress.total, progress.unit);
         }
     }
 

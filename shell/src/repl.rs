@@ -79,7 +79,7 @@ pub(crate) fn run(session: &Session, runtime: &Runtime) -> Result<()> {
     if let Some(path) = &history {
         let _ = editor.load_history(path); // a first run has none
     }
-    eprintln!("{}: \\? for help, \\q to leave", session.pool().root());
+    crate::note!("{}: \\? for help, \\q to leave", session.pool().root());
     let mut shell = Shell { session, runtime, timing: false };
     loop {
         STOP.store(false, Ordering::Relaxed);
@@ -99,7 +99,7 @@ pub(crate) fn run(session: &Session, runtime: &Runtime) -> Result<()> {
     if let Some(path) = &history {
         let saved = path.parent().map(std::fs::create_dir_all).transpose().is_ok() && editor.save_history(path).is_ok();
         if !saved {
-            eprintln!("warning: the history could not be saved to {}", path.display());
+            crate::note!("warning: the history could not be saved to {}", path.display());
         }
     }
     Ok(())
@@ -129,9 +129,9 @@ impl Shell<'_> {
             None => self.statements(text),
         };
         if let Err(e) = result {
-            eprintln!("error: {e}");
+            crate::note!("error: {e}");
             if let Some(hint) = e.hint() {
-                eprintln!("hint: {hint}");
+                crate::note!("hint: {hint}");
             }
         }
     }

@@ -28,6 +28,12 @@ pub enum Error {
     SubsetFormat { path: PathBuf, expected: &'static str, got: String },
     #[error("none of the subset's {size} uids can be drawn: {not_in_pool} are not in the pool, {no_image} have no image")]
     NothingToDraw { size: u64, not_in_pool: u64, no_image: u64 },
+    #[error("{}: reading it failed within the program, nothing is recorded of it", path.display())]
+    ReaderPanicked { path: PathBuf },
+    #[error("{}: weight {weight} of entry {entry}, expected a finite number of at least 0", path.display())]
+    Weight { path: PathBuf, entry: usize, weight: f32 },
+    #[error("the weights of all samples that can be drawn are 0")]
+    NoWeight,
     #[error("the subset is empty")]
     SubsetEmpty,
     #[error("column '{column}' is already in the pool")]

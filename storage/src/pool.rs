@@ -2,12 +2,12 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray, RecordBatchReader};
+use arrow::array::{Array, AsArray, RecordBatch, RecordBatchIterator, RecordBatchReader};
 use arrow::datatypes::Schema;
 use futures::future::BoxFuture;
 use futures::{FutureExt, TryStreamExt};
 use lance::dataset::builder::DatasetBuilder;
-use lance::dataset::{NewColumnTransform, WriteMode, WriteParams};
+use lance::dataset::{ColumnAlteration, NewColumnTransform, WriteMode, WriteParams};
 use lance::session::Session;
 use lance::{Dataset, dataset::InsertBuilder};
 
@@ -137,11 +137,29 @@ impl Pool {
             self.check_new_columns(&schema, replace).await?;
             let present: Vec<&str> =
                 schema.fields().iter().map(|f| f.name().as_str()).filter(|name| dataset.schema().field(name).is_some()).collect();
-            if !present.is_empty() {
-                dataset.drop_columns(&present).await.map_err(Error::lance(&uri))?;
+            if present.is_empty() {
+                let added = dataset.add_columns(NewColumnTransform::Reader(batches), None, None).await;
+                added.map_err(Error::lance(&uri))?;
+                return Ok(dataset.version().version);
             }
-            let added = dataset.add_columns(NewColumnTransform::Reader(batches), None, None).await;
+            // The new columns are whole under other names before the old ones go.
+            let new_name = |name: &str| format!("{name}__new");
+            let fields: Vec<_> = schema.fields().iter().map(|f| f.as_ref().clone().with_name(new_name(f.name()))).collect();
+            let left: Vec<String> = fields.iter().map(|f| f.name().clone()).filter(|name| dataset.schema().field(name).is_some()).collect();
+            if !left.is_empty() {
+                let left: Vec<&str> = left.iter().map(String::as_str).collect();
+                dataset.drop_columns(&left).await.map_err(Error::lance(&uri))?;
+            }
+            let renamed = Arc::new(Schema::new(fields));
+            let to = renamed.clone();
+            let batches = batches.map(move |batch| RecordBatch::try_new(to.clone(), batch?.columns().to_vec()));
+            let batches = RecordBatchIterator::new(batches, renamed);
+            let added = dataset.add_columns(NewColumnTransform::Reader(Box::new(batches)), None, None).await;
             added.map_err(Error::lance(&uri))?;
+            dataset.drop_columns(&present).await.map_err(Error::lance(&uri))?;
+            let renames: Vec<ColumnAlteration> =
+                schema.fields().iter().map(|f| ColumnAlteration::new(new_name(f.name())).rename(f.name().clone())).collect();
+            dataset.alter_columns(&renames).await.map_err(Error::lance(&uri))?;
             Ok(dataset.version().version)
         }
         .boxed()

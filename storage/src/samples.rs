@@ -76,6 +76,9 @@ impl Samples {
                 let Missing { not_in_pool, no_image } = missing;
                 return Err(Error::NothingToDraw { size: subset.len() as u64, not_in_pool, no_image });
             }
+            if rows.iter().all(|row| row.weight == 0.0) {
+                return Err(Error::NoWeight);
+            }
             Ok((Samples { pool: pool_table, images: Some(images), rows: Arc::new(rows) }, missing))
         }
         .boxed()

@@ -60,20 +60,21 @@ impl Subset {
 
     /// Writes `path` byte for byte as `numpy.save` does, and `NAME.weights.npy` beside it where there are weights.
     pub fn write(&self, path: &Path) -> Result<()> {
+        // Weights of an earlier subset must not be taken for this one's, even if this stops half-way.
+        let weights_path = weights_path(path);
+        match std::fs::remove_file(&weights_path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(weights_path)(e)),
+            _ => {}
+        }
         let halves = self.uids.iter().flat_map(|uid| {
             let (high, low) = uid.halves();
             [high, low]
         });
         let record = "[('f0', '<u8'), ('f1', '<u8')]";
         write_npy(path, record, self.uids.len(), halves.map(u64::to_le_bytes))?;
-        let weights_path = weights_path(path);
         match &self.weights {
             Some(weights) => write_npy(&weights_path, "'<f4'", weights.len(), weights.iter().map(|w| w.to_le_bytes())),
-            // A stale file of an earlier filter must not be taken for this one's.
-            None => match std::fs::remove_file(&weights_path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(weights_path)(e)),
-                _ => Ok(()),
-            },
+            None => Ok(()),
         }
     }
 
@@ -111,6 +112,9 @@ impl Subset {
                 expected: format!("{} values", uids.len()),
                 got: format!("{} values", weights.len()),
             });
+        }
+        if let Some((entry, &weight)) = weights.iter().enumerate().find(|(_, w)| !w.is_finite() || **w < 0.0) {
+            return Err(Error::Weight { path: weights_path, entry, weight });
         }
         Ok(Subset::new(uids, Some(weights)))
     }

@@ -74,6 +74,8 @@ fn queries(t: &Sandbox) {
     t.fails(1, &["sql", pool, "-c", "SELECT * FROM pol"], &["'pol", "hint: did you mean 'pool'?"]);
     t.fails(1, &["sql", pool, "-c", "SELECT word_cnt(text) FROM pool"], &["hint: did you mean 'word_count'?"]);
     t.fails(1, &["sql", pool, "-f", "no.sql"], &["no.sql"]);
+    t.fails(1, &["sql", pool, "-c", "SELECT * FROM runs"], &["hint: runs is not there yet"]);
+    t.fails(1, &["sql", pool, "-c", "SELECT uid FROM pool WHERE original_width < $n"], &["hint: give it with --param n=VALUE"]);
     let file = t.write("q.sql", "-- two statements;\nSELECT 1 AS a;\nSELECT 2 AS b;\n");
     assert_eq!(t.ok(&["sql", pool, "-f", &file, "--format", "csv"]), "a\n1\nb\n2\n");
     let sql = "SELECT count(*) AS n FROM pool WHERE original_width < $w";

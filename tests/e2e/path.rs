@@ -46,6 +46,20 @@ fn demo_in_miniature(t: &Sandbox) {
     let run: serde_json::Value = serde_json::from_slice(&std::fs::read(t.path("a/run.json")).unwrap()).unwrap();
     assert_eq!((run["on_recipe"].as_bool(), run["receipt"]["filter"].as_str()), (Some(false), Some("combined")));
 
+    // A report leaves out what has no results, and says so.
+    let output = t.tarn(&["report", "a", "d/runs/score"]);
+    assert!(output.stderr.contains("a holds no results and is left out"), "{}", output.stderr);
+    assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 3);
+
+    // Numbers that cannot be are refused before any work.
+    let with =
+        |flag: &'static str, value: &'static str| ["train", "d/pool", "--select", "no_filter", "--scale", "tiny", "-o", "z", flag, value];
+    t.fails(1, &with("--batch-size", "0"), &["the batch size must be at least 1"]);
+    t.fails(1, &with("--max-steps", "0"), &["--max-steps must be at least 1"]);
+    t.fails(1, &with("--micro-batch", "4096"), &["micro-batch 4096 is larger than the batch of 128"]);
+    t.fails(2, &with("--learning-rate", "0"), &["the learning rate must be a number above 0, got 0"]);
+    assert!(!t.path("z").exists());
+
     // Uids without a row or an image are counted; an error only if none is left.
     let lost = "SELECT uid FROM pool WHERE uid NOT IN (SELECT uid FROM images)";
     let train =

@@ -14,6 +14,31 @@ fn ingest(t: &Sandbox, data: &Path) {
     assert!(output.stderr.contains("ingested 3914 samples (1957 with embeddings) and 600 images from 7 files"), "{}", output.stderr);
 }
 
+/// Flipped bytes and truncated archives: what is whole goes in, the rest is counted and read again when it is mended.
+fn broken_files(t: &Sandbox, data: &Path) {
+    let source = data.join("commonpool-mini");
+    let stem = "metadata/b792fcacb00e3078e3b8fe5c46ee5c6e";
+    let npz = std::fs::read(source.join(stem).with_extension("npz")).unwrap();
+    let mut flipped = npz.clone();
+    flipped[2_000_000..2_000_100].fill(7);
+    t.write("s/a.npz", flipped);
+    std::fs::copy(source.join(stem).with_extension("parquet"), t.path("s/a.parquet")).unwrap();
+    let shard = std::fs::read(source.join("shards/00000000.tar")).unwrap();
+    t.write("s/b.tar", &shard[..shard.len() / 2]);
+    let output = t.tarn(&["ingest", "pool", "s"]);
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    for words in ["embeddings file breaks off", "checksum", "shard breaks off"] {
+        assert!(output.stderr.contains(words), "'{words}' is not in: {}", output.stderr);
+    }
+    let count = |sql: &str| t.ok(&["sql", "pool", "-c", sql, "--format", "csv"]);
+    assert_eq!(count("SELECT count(*) > 979 AS rows, count(b32_img) AS vectors FROM pool"), "rows,vectors\ntrue,0\n");
+    // The mended shard brings the rest, and nothing twice.
+    t.write("s/b.tar", &shard);
+    t.ok(&["ingest", "pool", "s/b.tar"]);
+    assert_eq!(count("SELECT count(*) AS n, count(DISTINCT uid) AS d FROM images"), "n,d\n200,200\n");
+    assert_eq!(count("SELECT count(*) = count(DISTINCT uid) AS same FROM pool"), "same\ntrue\n");
+}
+
 /// The same bytes as the subsets of DataComp's own baseline code.
 fn filters(t: &Sandbox, data: &Path) {
     ingest(t, data);

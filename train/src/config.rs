@@ -121,6 +121,9 @@ impl OpenClipConfig {
         if !divides(text.heads, text.width) {
             return wrong("heads must divide the text width", text.heads, text.width);
         }
+        if text.context_length < 3 {
+            return wrong("context_length must be at least", text.context_length, 3);
+        }
         if self.model_cfg.embed_dim == 0 || text.vocab_size < crate::tokenizer::VOCAB_SIZE {
             return wrong("vocab_size must be at least that of CLIP's tokenizer", text.vocab_size, crate::tokenizer::VOCAB_SIZE);
         }

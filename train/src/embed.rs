@@ -68,11 +68,12 @@ pub fn embed(
         });
         let batches = RecordBatchIterator::new(receiver, schema);
         let added = runtime.block_on(pool.add_columns(Box::new(batches), replace));
-        let done = worker.join().unwrap_or_default();
-        if stop.load(Ordering::Relaxed) {
-            return Err(Error::Interrupted { step: done.rows, steps: total as u64 });
+        let done = worker.join();
+        if added.is_err() && stop.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted { step: done.map_or(0, |done| done.rows), steps: total as u64 });
         }
         added?;
+        let done = done.map_err(|_| Error::WorkerPanicked)?;
         on_progress(Progress { what: String::new(), done: total as u64, total: total as u64, unit: "samples" });
         Ok(done)
     })

@@ -45,7 +45,7 @@ impl Encoder {
 
     /// Pixels `[size, size, 3]` as in evaluation: resized and centre-cropped.
     pub fn preprocess(&self, bytes: &[u8]) -> Result<Vec<u8>> {
-        Ok(image::resize_center_crop(&image::decode(bytes)?, self.model.config.vision_cfg.image_size))
+        image::resize_center_crop(&image::decode(bytes)?, self.model.config.vision_cfg.image_size)
     }
 
     /// `[n, embed_dim]`, not normalised, from the pixels of `preprocess`.

@@ -34,6 +34,10 @@ pub enum Error {
     MicroBatch { micro_batch: usize, batch_size: usize },
     #[error("{what} must be at least 1")]
     Zero { what: &'static str },
+    #[error("a thread of the program failed, its message is above")]
+    WorkerPanicked,
+    #[error("the loss is {loss} at step {step}: the training diverged")]
+    Diverged { step: u64, loss: f32 },
     #[error("stopped at step {step} of {steps}")]
     Interrupted { step: u64, steps: u64 },
     #[error(transparent)]
@@ -54,6 +58,7 @@ impl Error {
             }
             Error::RunExists { .. } => "choose another folder with -o, or remove this one".into(),
             Error::MicroBatch { batch_size, .. } => format!("give --micro-batch {batch_size} or less"),
+            Error::Diverged { .. } => "lower the learning rate, or look at the data".into(),
             Error::NoReadableImage { .. } => {
                 "look at them: tarn sql POOL -c \"SELECT uid, format, width, height, source FROM images LIMIT 20\"".into()
             }

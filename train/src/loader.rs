@@ -38,7 +38,9 @@ pub struct Order {
 /// Starts reading on a thread of its own; batches arrive in order and are a function of (samples, seed, step) only.
 /// Must be called inside a tokio runtime. Dropping the receiver stops it.
 pub fn start(samples: Samples, model: &ModelConfig, tokenizer: Arc<Tokenizer>, order: Order) -> Receiver<Result<Batch>> {
-    let (sender, receiver) = sync_channel(2);
+    // Two batches wait for the step, or none where one batch is large: it is made while the last is trained on.
+    let bytes = order.batch_size * 3 * model.vision_cfg.image_size.pow(2);
+    let (sender, receiver) = sync_channel(if bytes < 64 << 20 { 2 } else { 0 });
     let loader = Loader::new(samples, model, tokenizer, order.seed, order.batch_size);
     std::thread::spawn(move || {
         for step in order.steps {

@@ -51,8 +51,9 @@ impl Recipe {
         Recipe::named(&self.scale).is_ok_and(|named| named == *self)
     }
 
+    /// Whole batches in the samples seen; 0 for a batch size of 0.
     pub fn steps(&self) -> u64 {
-        self.samples_seen / self.batch_size as u64
+        self.samples_seen.checked_div(self.batch_size as u64).unwrap_or(0)
     }
 
     /// The learning rate of step `step`, counted from 0: linear warm-up, then a cosine to 0 at step `steps`.

@@ -23,6 +23,8 @@ use crate::{Error, Result, image};
 /// What to train, but for the data.
 #[derive(Debug, Clone)]
 pub struct Plan {
+    /// The pool that the samples are of, for `run.json`.
+    pub pool: String,
     pub recipe: Recipe,
     pub model: ModelConfig,
     pub seed: u64,
@@ -35,6 +37,8 @@ pub struct Plan {
 /// `RUN/run.json`: a finished run, and the way back to its query.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Run {
+    /// The pool that it was trained on.
+    pub pool: String,
     pub scale: String,
     pub on_recipe: bool,
     pub recipe: Recipe,
@@ -141,9 +145,12 @@ pub fn train(
     let (mut loss, mut unreadable) = (f32::NAN, 0);
     for step in 1..=steps {
         let step_start = Instant::now();
-        let batch = batches.recv().expect("the loader sends every step or an error")?;
+        let batch = batches.recv().map_err(|_| Error::WorkerPanicked)??;
         let waited = step_start.elapsed();
         let report = train_step(&mut trainer, &batch);
+        if !report.loss.is_finite() {
+            return Err(Error::Diverged { step, loss: report.loss });
+        }
         (loss, unreadable) = (report.loss, unreadable + batch.unreadable as u64);
         let seconds = step_start.elapsed().as_secs_f64();
         let report = StepReport {
@@ -168,6 +175,7 @@ pub fn train(
     let values = trainer.model.backend.read(part(trainer.model.values, &(0..trainer.model.parameters.len)));
     Checkpoint { config, values }.write(out)?;
     let run = Run {
+        pool: plan.pool.clone(),
         scale: plan.recipe.scale.clone(),
         on_recipe: plan.recipe.is_on_recipe() && steps == all_steps && ModelConfig::named(&plan.recipe.model).as_ref() == Some(&plan.model),
         recipe: plan.recipe.clone(),

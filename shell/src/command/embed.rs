@@ -22,11 +22,12 @@ pub(crate) fn run(args: cli::Embed, runtime: &Runtime) -> Result<()> {
     };
     meter.finish();
     let done = done?;
-    eprintln!("added {name}_img, {name}_txt and {name}_score to {} samples", done.rows);
+    crate::note!("added {name}_img, {name}_txt and {name}_score to {} samples", done.rows);
     if done.no_image + done.unreadable > 0 {
-        eprintln!(
+        crate::note!(
             "{} of them have no image and {} an unreadable one: their {name}_img and {name}_score are NULL",
-            done.no_image, done.unreadable
+            done.no_image,
+            done.unreadable
         );
     }
     Ok(())

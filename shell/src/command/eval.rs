@@ -6,7 +6,7 @@ use storage::records::{self, Eval};
 use tokio::runtime::Runtime;
 use train::{Encoder, Run};
 
-use super::block_on;
+use super::absolute;
 use crate::cli;
 use crate::format::{pipe_table, print};
 use crate::progress::Meter;
@@ -16,7 +16,10 @@ pub(crate) fn run(args: cli::Eval, runtime: &Runtime) -> Result<()> {
     let mut encoder = Encoder::open(&args.checkpoint)?;
     let (sets, others) = eval::find(&args.data)?;
     if !others.is_empty() {
-        eprintln!("not evaluated, for want of their metric: {}", others.join(", "));
+        crate::note!("not evaluated, for want of their metric: {}", others.join(", "));
+    }
+    if sets.is_empty() {
+        return Err(eval::Error::NoSets { path: args.data }.into());
     }
     let out = args.output.as_deref().unwrap_or(&args.checkpoint);
     let meter = Meter::new("eval");
@@ -31,22 +34,26 @@ pub(crate) fn run(args: cli::Eval, runtime: &Runtime) -> Result<()> {
         .collect();
     print(&pipe_table(&header, &rows))?;
     for r in results.iter().filter(|r| r.unreadable > 0) {
-        eprintln!("{}: {} images could not be read", r.dataset, r.unreadable);
+        crate::note!("{}: {} images could not be read", r.dataset, r.unreadable);
     }
     record(&args.checkpoint, &results, runtime)
 }
 
 /// A run of a pool that is still there leaves its scores in that pool's table `evals`.
 fn record(checkpoint: &Path, results: &[TaskResult], runtime: &Runtime) -> Result<()> {
-    let Ok(run) = Run::read(checkpoint) else { return Ok(()) };
-    let Ok(pool) = block_on(runtime, Pool::open(&run.receipt.pool)) else {
-        eprintln!("the pool {} is not there, its table evals gets no rows", run.receipt.pool);
+    if !checkpoint.join(train::RUN_FILE).exists() {
+        return Ok(());
+    }
+    let run = Run::read(checkpoint)?;
+    let Ok(pool) = runtime.block_on(Pool::open(&run.pool)) else {
+        crate::note!("the pool {} is not there, its table evals gets no rows", run.pool);
         return Ok(());
     };
+    let name = absolute(&checkpoint.display().to_string());
     let rows: Vec<Eval> = results
         .iter()
         .map(|r| Eval {
-            run: checkpoint.display().to_string(),
+            run: name.clone(),
             filter: run.receipt.filter.clone(),
             task: r.key.clone(),
             metric: r.main_metric.clone(),
@@ -55,5 +62,5 @@ fn record(checkpoint: &Path, results: &[TaskResult], runtime: &Runtime) -> Resul
             metrics: serde_json::to_string(&r.metrics).expect("metrics are plain data"),
         })
         .collect();
-    block_on(runtime, records::write_evals(&pool, &rows))
+    Ok(runtime.block_on(records::write_evals(&pool, &rows))?)
 }

@@ -32,7 +32,7 @@ pub(crate) fn run(args: cli::Filter, runtime: &Runtime) -> Result<()> {
     subset.write(output)?;
     receipt.write(&Receipt::path_beside(output))?;
     let share = 100.0 * receipt.subset_size as f64 / receipt.pool_rows.max(1) as f64;
-    eprintln!(
+    crate::note!(
         "selected {} of {} samples ({share:.1}%) in {:.2} s: {}",
         receipt.subset_size,
         receipt.pool_rows,

@@ -17,7 +17,7 @@ pub(crate) fn run(args: cli::Ingest, runtime: &Runtime) -> Result<()> {
 }
 
 fn print(pool: &str, s: &Summary) {
-    eprintln!(
+    crate::note!(
         "ingested {} samples ({} with embeddings) and {} images from {} files",
         s.rows,
         s.embeddings,
@@ -25,11 +25,11 @@ fn print(pool: &str, s: &Summary) {
         s.files - s.known_files
     );
     if s.known_files > 0 {
-        eprintln!("passed over {} files that the pool has already", s.known_files);
+        crate::note!("passed over {} files that the pool has already", s.known_files);
     }
     for (reason, count) in &s.skipped {
         let example = s.examples.get(reason).map(String::as_str).unwrap_or_default();
-        eprintln!("skipped {count}: {reason} (first: {example})");
+        crate::note!("skipped {count}: {reason} (first: {example})");
     }
-    eprintln!("{pool} now has {} samples, {} images", s.pool_rows, s.pool_images);
+    crate::note!("{pool} now has {} samples, {} images", s.pool_rows, s.pool_images);
 }

@@ -40,6 +40,11 @@ pub(crate) fn block_on<T, E: Into<Error>>(runtime: &Runtime, work: impl Future<O
     })
 }
 
+/// A path that holds from any folder; URIs stay as they are.
+pub(crate) fn absolute(path: &str) -> String {
+    std::fs::canonicalize(path).map_or_else(|_| path.to_string(), |path| path.display().to_string())
+}
+
 /// Ends soon after Ctrl-C.
 pub(crate) async fn stopped() {
     while !STOP.load(Ordering::Relaxed) {

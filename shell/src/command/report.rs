@@ -6,7 +6,7 @@ pub(crate) fn run(args: cli::Report) -> Result<()> {
     let table = eval::report(&args.runs)?;
     print(&pipe_table(&table.header, &table.rows))?;
     for note in &table.notes {
-        eprintln!("{note}");
+        crate::note!("{note}");
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use storage::{Pool, Receipt, Samples, Subset};
 use tokio::runtime::Runtime;
 use train::{ModelConfig, Plan, Recipe, Run};
 
-use super::block_on;
+use super::{absolute, block_on};
 use crate::cli;
 use crate::{Error, Result, STOP};
 
@@ -19,7 +19,7 @@ pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
         Ok::<_, Error>((pool, samples, missing, receipt))
     })?;
     if missing.not_in_pool + missing.no_image > 0 {
-        eprintln!(
+        crate::note!(
             "of {} uids selected {} can be drawn: {} are not in the pool, {} have no image",
             receipt.subset_size,
             samples.len(),
@@ -31,7 +31,7 @@ pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
     let report_every = (plan.max_steps.unwrap_or(u64::MAX).min(plan.recipe.steps()) / 12).max(1);
     let on_step = |r: train::StepReport| {
         if r.step == 1 || r.step == r.steps || r.step.is_multiple_of(report_every) {
-            eprintln!(
+            crate::note!(
                 "step {:>6}/{} | loss {:.4} | learning rate {:.2e} | logit scale {:.2} | {:.0} samples/s | data wait {:.0}%",
                 r.step,
                 r.steps,
@@ -47,11 +47,12 @@ pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
         let _inside = runtime.enter();
         train::train(samples, missing, receipt, &plan, &args.output, &STOP, &on_step)?
     };
-    block_on(runtime, records::write_run(&pool, &record(&args.output, &run)))?;
+    // Short, and the run is there already: not for Ctrl-C to part.
+    runtime.block_on(records::write_run(&pool, &record(&args.output, &run)))?;
     if run.unreadable > 0 {
-        eprintln!("{} draws were replaced because their image could not be read", run.unreadable);
+        crate::note!("{} draws were replaced because their image could not be read", run.unreadable);
     }
-    eprintln!(
+    crate::note!(
         "trained on {} samples seen in {:.1} s ({:.0} samples/s), loss {:.4}: {}",
         run.samples_seen,
         run.seconds,
@@ -70,8 +71,13 @@ fn plan(args: &cli::Train) -> Result<Plan> {
         learning_rate: args.learning_rate.unwrap_or(named.learning_rate),
         ..named
     };
+    if !(recipe.learning_rate > 0.0 && recipe.learning_rate.is_finite()) {
+        let message = format!("the learning rate must be a number above 0, got {}", recipe.learning_rate);
+        return Err(Error::Usage { message, hint: "for instance: --learning-rate 5e-4" });
+    }
     let model = ModelConfig::named(&recipe.model).expect("recipes name known models");
-    Ok(Plan { recipe, model, seed: args.seed, micro_batch: args.micro_batch, max_steps: args.max_steps })
+    let pool = absolute(&args.pool);
+    Ok(Plan { pool, recipe, model, seed: args.seed, micro_batch: args.micro_batch, max_steps: args.max_steps })
 }
 
 /// The subset that `--select` names, and its receipt; a file without one gets what can be told of it.
@@ -88,7 +94,7 @@ async fn select(args: &cli::Train) -> Result<(Subset, Receipt)> {
         if receipt.subset_sha256 == subset.digest() {
             return Ok((subset, receipt));
         }
-        eprintln!("warning: {} is of another subset and is not used", receipt_path.display());
+        crate::note!("warning: {} is of another subset and is not used", receipt_path.display());
     }
     let pool = Pool::open(&args.pool).await?;
     let (pool_version, pool_rows) = pool.version().await?;
@@ -112,20 +118,24 @@ fn print_plan(plan: &Plan, receipt: &Receipt, drawable: usize) {
     let r = &plan.recipe;
     let parameters = train::parameters::Parameters::new(&plan.model).len;
     let off = if r.is_on_recipe() && plan.max_steps.is_none() { "" } else { " (off recipe)" };
-    eprintln!("scale        {}{off}", r.scale);
-    eprintln!("model        {}, {:.1} M parameters", r.model, parameters as f64 / 1e6);
-    eprintln!("subset       {}, {} samples, {drawable} to draw from", receipt.filter, receipt.subset_size);
-    eprintln!("samples seen {} in {} steps of {}", r.samples_seen, r.steps(), r.batch_size);
-    eprintln!(
+    crate::note!("scale        {}{off}", r.scale);
+    crate::note!("model        {}, {:.1} M parameters", r.model, parameters as f64 / 1e6);
+    crate::note!("subset       {}, {} samples, {drawable} to draw from", receipt.filter, receipt.subset_size);
+    crate::note!("samples seen {} in {} steps of {}", r.samples_seen, r.steps(), r.batch_size);
+    crate::note!(
         "AdamW        learning rate {}, {} steps of warm-up, betas {} {}, weight decay {}",
-        r.learning_rate, r.warmup, r.beta1, r.beta2, r.weight_decay
+        r.learning_rate,
+        r.warmup,
+        r.beta1,
+        r.beta2,
+        r.weight_decay
     );
-    eprintln!("seed         {}", plan.seed);
+    crate::note!("seed         {}", plan.seed);
 }
 
 fn record(output: &Path, run: &Run) -> RunRecord {
     RunRecord {
-        run: output.display().to_string(),
+        run: absolute(&output.display().to_string()),
         filter: run.receipt.filter.clone(),
         subset_size: run.receipt.subset_size as i64,
         subset_sha256: run.receipt.subset_sha256.clone(),

@@ -121,20 +121,20 @@ pub(crate) fn run(args: cli::Demo, runtime: &Runtime) -> Result<()> {
         vec!["filter", "--list"],
         vec!["train", &pool, "--select", "SELECT uid FROM pool WHERE scorer_score > 0.5", "--scale", "tiny", "-o", &path("runs/mine")],
     ] {
-        eprintln!("$ tarn {}", quoted(&next));
+        crate::note!("$ tarn {}", quoted(&next));
     }
     Ok(())
 }
 
 /// Shows a command as it would be typed, and runs it.
 fn type_and_run(args: &[&str], runtime: &Runtime) -> Result<()> {
-    eprintln!("\n$ tarn {}", quoted(args));
+    crate::note!("\n$ tarn {}", quoted(args));
     let cli = Cli::try_parse_from(std::iter::once(&"tarn").chain(args)).expect("the demo's own commands parse");
     command::run(cli.command, runtime)
 }
 
 fn say(text: &str) {
-    eprintln!("\n{text}");
+    crate::note!("\n{text}");
 }
 
 /// The arguments for a POSIX shell.

@@ -139,7 +139,17 @@ impl Rows {
         let n = batch.num_rows();
         let mut arrays: HashMap<String, ArrayRef> = HashMap::new();
         for array in &mut self.opened.arrays {
-            arrays.insert(array.name.clone(), array.read(n)?);
+            match array.read(n) {
+                Ok(values) => arrays.insert(array.name.clone(), values),
+                Err(e) => {
+                    lock(&self.shared).summary.skip(super::EMBEDDINGS_BREAK_OFF, || e.to_string());
+                    arrays.clear();
+                    break;
+                }
+            };
+        }
+        if arrays.is_empty() {
+            self.opened.arrays.clear();
         }
         let has_embeddings = !arrays.is_empty();
         let (uids, keep) = self.uids(batch)?;
@@ -248,7 +258,7 @@ impl Iterator for Rows {
             Err(e) => format!("{}: {e}", self.path.display()),
         };
         // What was read before stays; the rest of a broken file cannot be had.
-        lock(&self.shared).summary.skip("metadata file breaks off", || error);
+        lock(&self.shared).summary.skip(super::METADATA_BREAKS_OFF, || error);
         None
     }
 }

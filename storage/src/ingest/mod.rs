@@ -33,10 +33,18 @@ pub struct Summary {
     pub pool_images: u64,
 }
 
+const METADATA_BREAKS_OFF: &str = "metadata file breaks off";
+const EMBEDDINGS_BREAK_OFF: &str = "embeddings file breaks off, its rows are in without embeddings";
+const SHARD_BREAKS_OFF: &str = "shard breaks off";
+
 impl Summary {
     fn skip(&mut self, reason: &'static str, place: impl FnOnce() -> String) {
         *self.skipped.entry(reason).or_default() += 1;
         self.examples.entry(reason).or_insert_with(place);
+    }
+
+    fn broken_off(&self) -> u64 {
+        [METADATA_BREAKS_OFF, EMBEDDINGS_BREAK_OFF, SHARD_BREAKS_OFF].iter().filter_map(|reason| self.skipped.get(reason)).sum()
     }
 
     fn skipped_in_all(&self) -> u64 {
@@ -77,10 +85,17 @@ pub fn ingest<'a>(pool: &'a Pool, sources: &'a [String], on_progress: OnProgress
         let mut fresh: Vec<(Source, ledger::FileDigest)> = Vec::new();
         let mut seen = known;
         for source in sources {
-            let digest = ledger::digest_file(&source.path)?;
+            on_progress(Progress { what: format!("digest of {}", name(&source.path)), done, total, unit: "bytes" });
+            let digest = digest(&source.path).await?;
             if seen.insert(digest) {
                 fresh.push((source, digest));
             } else {
+                if let Some(npz) = &source.embeddings
+                    && !seen.contains(&self::digest(npz).await?)
+                {
+                    let place = || npz.display().to_string();
+                    lock(&shared).summary.skip("embeddings that came after their metadata are not joined", place);
+                }
                 lock(&shared).summary.known_files += 1;
                 done += source.bytes;
             }
@@ -89,35 +104,44 @@ pub fn ingest<'a>(pool: &'a Pool, sources: &'a [String], on_progress: OnProgress
 
         for (source, digest) in fresh {
             on_progress(Progress { what: name(&source.path), done, total, unit: "bytes" });
-            let (rows_before, skipped_before) = {
-                let state = lock(&shared);
-                (state.summary.rows + state.summary.images, state.summary.skipped_in_all())
-            };
+            let before = lock(&shared).summary.clone();
             let (kind, version) = match source.kind {
                 Kind::Metadata => ("metadata", metadata::ingest(pool, &source, &shared).await?),
                 Kind::Shard => ("shard", shards::ingest(pool, &source, &shared).await?),
             };
-            let (rows, skipped) = {
-                let state = lock(&shared);
-                let rows = state.summary.rows + state.summary.images - rows_before;
-                (rows, state.summary.skipped_in_all() - skipped_before)
-            };
+            done += source.bytes;
+            let after = lock(&shared).summary.clone();
+            // A file that broke off is read again next time: its rows that are in already are passed over then.
+            if after.broken_off() > before.broken_off() {
+                continue;
+            }
+            let rows = after.rows + after.images - before.rows - before.images;
+            let skipped = after.skipped_in_all() - before.skipped_in_all();
             let path = source.path.display().to_string();
             let mut entries = vec![Entry { path, kind, bytes: source.bytes, digest, rows, skipped, version }];
-            if let Some(npz) = &source.embeddings {
+            if let Some(npz) = &source.embeddings
+                && after.embeddings > before.embeddings
+            {
                 let path = npz.display().to_string();
                 let bytes = std::fs::metadata(npz).map_or(0, |m| m.len());
-                let digest = ledger::digest_file(npz)?;
+                let digest = self::digest(npz).await?;
                 entries.push(Entry { path, kind: "embeddings", bytes, digest, rows, skipped: 0, version });
             }
             ledger::append(pool, &entries).await?;
-            done += source.bytes;
         }
         on_progress(Progress { what: String::new(), done: total, total, unit: "bytes" });
         let state = lock(&shared);
         Ok(Summary { pool_rows: state.pool_uids.len() as u64, pool_images: state.image_uids.len() as u64, ..state.summary.clone() })
     }
     .boxed()
+}
+
+/// A file's digest, computed beside the runtime so that Ctrl-C is heard.
+async fn digest(path: &Path) -> Result<ledger::FileDigest> {
+    let path = path.to_path_buf();
+    let file = path.clone();
+    let digest = tokio::task::spawn_blocking(move || ledger::digest_file(&file)).await;
+    digest.map_err(|_| crate::Error::ReaderPanicked { path })?
 }
 
 fn name(path: &Path) -> String {

@@ -55,7 +55,7 @@ pub(super) async fn ingest(pool: &Pool, source: &Source, shared: &Shared) -> Res
     let reader = std::thread::spawn(move || shard.read(&sender));
     let batches = RecordBatchIterator::new(receiver, schema::images());
     let version = pool.append(Table::Images, Box::new(batches) as Box<dyn RecordBatchReader + Send>).await;
-    let new_samples = reader.join().unwrap_or_default();
+    let new_samples = reader.join().map_err(|_| Error::ReaderPanicked { path: source.path.clone() })?;
     let version = version?;
     if !new_samples.is_empty() {
         let batch = pool_rows(&new_samples, pool_schema.clone())?;
@@ -79,7 +79,7 @@ impl Shard {
         let (mut members, mut bytes, mut new_samples) = (Vec::new(), 0, Vec::new());
         let mut send = |members: &mut Vec<Member>| {
             let batch = image_batch(members, &self.path.display().to_string());
-            lock(&self.shared).summary.images += members.len() as u64;
+            lock(&self.shared).summary.images += batch.as_ref().map_or(0, |batch| batch.num_rows() as u64);
             // Samples without a row in the pool get one; their bytes are not needed for it.
             for mut member in members.drain(..) {
                 if lock(&self.shared).pool_uids.insert(member.uid) {
@@ -102,7 +102,7 @@ impl Shard {
         };
         if let Err(e) = each_sample(&mut self.archive, &mut on_sample) {
             let place = format!("{}: {e}", self.path.display());
-            lock(&self.shared).summary.skip("shard breaks off", || place);
+            lock(&self.shared).summary.skip(super::SHARD_BREAKS_OFF, || place);
         }
         if !members.is_empty() {
             send(&mut members);
@@ -179,13 +179,20 @@ fn accept(mut parts: Parts, key: String, path: &std::path::Path, shared: &Shared
     if images::inspect(&image).is_none() {
         return skip("not an image");
     }
-    if !lock(shared).image_uids.insert(uid) {
+    let (new_image, new_row) = {
+        let mut state = lock(shared);
+        (state.image_uids.insert(uid), !state.pool_uids.contains(&uid))
+    };
+    if !new_image && !new_row {
         return skip("image is in the pool already");
     }
+    // An image without a row is what a run leaves that was stopped between its two commits.
+    let image = if new_image { image } else { Vec::new() };
     Some(Member { uid, key, image, info: Info { caption, ..info } })
 }
 
 fn image_batch(members: &[Member], source: &str) -> Result<RecordBatch> {
+    let members: Vec<&Member> = members.iter().filter(|member| !member.image.is_empty()).collect();
     let n = members.len();
     let mut uids = FixedSizeBinaryBuilder::with_capacity(n, 16);
     let mut bytes = BlobArrayBuilder::new(n);

@@ -25,7 +25,9 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
     limits.max_image_width = Some(MAX_SIDE);
     limits.max_image_height = Some(MAX_SIDE);
     reader.limits(limits);
-    match reader.decode().map_err(|e| wrong(&e))? {
+    // A decoder's panic on hostile bytes costs that image and not the run.
+    let decoded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| reader.decode()));
+    match decoded.map_err(|_| wrong(&"the decoder failed"))?.map_err(|e| wrong(&e))? {
         DynamicImage::ImageRgb8(image) => Ok(image),
         image => Ok(image.to_rgb8()),
     }
@@ -39,15 +41,20 @@ pub fn random_resized_crop(image: &RgbImage, size: usize, rng: &mut impl Rng) ->
 }
 
 /// The smaller side resized to `size` (bicubic), then the centre cut out: `[size, size, 3]`.
-pub fn resize_center_crop(image: &RgbImage, size: usize) -> Vec<u8> {
+/// An error for pictures so long and thin that the long side would be resized to more than 32,768 pixels.
+pub fn resize_center_crop(image: &RgbImage, size: usize) -> Result<Vec<u8>> {
     let (width, height) = image.dimensions();
     let (short, long) = (width.min(height), width.max(height));
-    let new_long = (size as u64 * u64::from(long) / u64::from(short)) as u32;
+    let new_long = size as u64 * u64::from(long) / u64::from(short);
+    if new_long > u64::from(MAX_SIDE) {
+        return Err(Error::Image { reason: format!("{width}x{height} is too long and thin") });
+    }
+    let new_long = new_long as u32;
     let size = size as u32;
     let (new_width, new_height) = if width <= height { (size, new_long) } else { (new_long, size) };
     let resized = resize(image.as_raw(), width, height, new_width, new_height);
     let image = RgbImage::from_raw(new_width, new_height, resized).expect("as many bytes as pixels");
-    Crop::center(new_width, new_height, size).take(&image)
+    Ok(Crop::center(new_width, new_height, size).take(&image))
 }
 
 /// Bicubic (a = -0.5) with antialiasing, as Pillow's; equal to it within a unit of 8 bits.
@@ -81,7 +88,7 @@ mod tests {
     #[test]
     fn center_crop_keeps_the_middle() {
         let image = RgbImage::from_fn(300, 100, |x, _| image::Rgb(if (100..200).contains(&x) { [200, 10, 10] } else { [0, 0, 0] }));
-        let pixels = resize_center_crop(&image, 50);
+        let pixels = resize_center_crop(&image, 50).unwrap();
         assert_eq!(pixels.len(), 50 * 50 * 3);
         let middle = &pixels[(25 * 50 + 25) * 3..][..3];
         assert_eq!(middle, [200, 10, 10]);
@@ -89,6 +96,7 @@ mod tests {
 
     #[test]
     fn not_an_image_is_an_error() {
+        assert!(resize_center_crop(&RgbImage::new(1, 30_000), 224).is_err());
         assert!(decode(b"hello").is_err());
         assert!(decode(&[0xff, 0xd8, 0xff, 0xe0, 0, 0]).is_err());
     }
