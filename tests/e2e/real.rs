@@ -4,8 +4,12 @@ use std::path::Path;
 
 use crate::{DataTest, Sandbox};
 
-pub const TESTS: &[DataTest] =
-    &[("real_filters_equal_datacomps", filters), ("real_pool_to_score", pool_to_score), ("real_eval_equals_clip_benchmark", eval)];
+pub const TESTS: &[DataTest] = &[
+    ("real_broken_files_cost_only_themselves", broken_files),
+    ("real_filters_equal_datacomps", filters),
+    ("real_pool_to_score", pool_to_score),
+    ("real_eval_equals_clip_benchmark", eval),
+];
 
 fn ingest(t: &Sandbox, data: &Path) {
     let path = |name: &str| data.join("commonpool-mini").join(name).display().to_string();
