@@ -61,11 +61,6 @@ impl Session {
         &self.pool
     }
 
-    /// DataFusion's context, for what this crate does not wrap.
-    pub fn context(&self) -> &SessionContext {
-        &self.context
-    }
-
     /// Runs one statement; batches stream out as they are made, and dropping the stream cancels the query.
     pub fn sql<'a>(&'a self, text: &'a str, params: &'a Params) -> BoxFuture<'a, Result<SendableRecordBatchStream>> {
         async move {

@@ -114,10 +114,6 @@ impl Samples {
         self.rows.is_empty()
     }
 
-    pub fn uid(&self, i: usize) -> Uid {
-        self.rows[i].uid
-    }
-
     /// How often to draw sample `i` relative to the others.
     pub fn weight(&self, i: usize) -> f32 {
         self.rows[i].weight
