@@ -44,7 +44,7 @@ fn run(path: &Path) -> Result<(), String> {
     let runtime = tokio::runtime::Runtime::new().map_err(|e| e.to_string())?;
     runtime.block_on(async {
         let sources = [metadata.display().to_string()];
-        storage::ingest::ingest(&Pool::at(&pool), &sources, &|_| {}).await.map_err(|e| e.to_string())?;
+        storage::ingest::ingest(&Pool::at(&pool), &sources, &Default::default(), &|_| {}).await.map_err(|e| e.to_string())?;
         let mut runner = Runner::new(|| async { Ok(Database(Session::open(&pool).await?)) });
         runner.with_column_validator(strict_column_validator);
         runner.run_file_async(path).await.map_err(|e| e.display(false).to_string())

@@ -25,15 +25,17 @@ pub type Params = [(String, ScalarValue)];
 pub struct Session {
     context: SessionContext,
     pool: Pool,
-    /// Version and number of rows of `pool` when it was opened: what queries read.
-    version: (u64, u64),
 }
 
 impl Session {
     /// Opens a pool at its newest version.
     pub fn open<'a>(root: &'a str) -> BoxFuture<'a, Result<Session>> {
+        async move { Session::over(Pool::open(root).await?).await }.boxed()
+    }
+
+    /// Over a pool that is open, at the version that it is read at.
+    pub fn over<'a>(pool: Pool) -> BoxFuture<'a, Result<Session>> {
         async move {
-            let pool = Pool::open(root).await?;
             let config = SessionConfig::new()
                 .with_information_schema(true)
                 .set_bool("datafusion.sql_parser.map_string_types_to_utf8view", false)
@@ -51,8 +53,7 @@ impl Session {
             }
             functions::register(&context);
             catalog::register(&context, &pool).await?;
-            let version = pool.version().await?;
-            Ok(Session { context, pool, version })
+            Ok(Session { context, pool })
         }
         .boxed()
     }
@@ -94,19 +95,11 @@ impl Session {
             }
             let weights = (weights.len() == uids.len() && !uids.is_empty()).then_some(weights);
             let subset = Subset::new(uids, weights);
-            let (pool_version, pool_rows) = self.version;
             let receipt = Receipt {
-                filter: filter.name().to_string(),
                 sql: filter.sql().to_string(),
                 parameters: filter.params().iter().map(|(name, value)| (name.clone(), json(value))).collect(),
-                pool: self.pool.root().to_string(),
-                pool_version,
-                pool_rows,
-                subset_size: subset.len() as u64,
-                subset_sha256: subset.digest(),
-                resources: Default::default(),
-                tarn_version: env!("CARGO_PKG_VERSION").to_string(),
                 wall_seconds: start.elapsed().as_secs_f64(),
+                ..Receipt::of(filter.name(), &self.pool, &subset).await?
             };
             Ok((subset, receipt))
         }

@@ -29,6 +29,16 @@ pub(crate) enum Command {
     Eval(Eval),
     /// Lay the scores of runs side by side
     Report(Report),
+    /// Write a subset as shards, as parquet, or as what a downloader asks for
+    Export(Export),
+    /// Check a pool's integrity; leaves with 1 if something is wrong
+    Verify(Verify),
+    /// Name the pool's present version, or list versions and names
+    Tag(Tag),
+    /// Join small fragments and drop deleted rows for good
+    Compact(Compact),
+    /// Remove old versions that no tag names
+    Clean(Clean),
 }
 
 #[derive(Debug, Args)]
@@ -50,9 +60,97 @@ pub(crate) struct Demo {
 pub(crate) struct Ingest {
     /// The pool, made if it does not exist
     pub pool: String,
-    /// Files, folders or patterns: metadata/*.parquet with *.npz beside, shards/*.tar
+    /// Files, folders or patterns, in any order: *.parquet or *.csv, *.npz of their stems, *.tar, *.tar.gz or *.tar.zst
     #[arg(required = true)]
     pub sources: Vec<String>,
+    /// Stop at the first thing that cannot go in
+    #[arg(long)]
+    pub strict: bool,
+    /// Memory to hold at most, roughly
+    #[arg(long, default_value = "2GB", value_parser = parse_bytes)]
+    pub memory: u64,
+    /// Rows a fragment
+    #[arg(long, hide = true)]
+    pub fragment_rows: Option<usize>,
+    /// Bytes of shards a commit
+    #[arg(long, hide = true, value_parser = parse_bytes)]
+    pub group_bytes: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    pub pool: String,
+    /// A subset.npy, a saved filter's name, a .sql file, or SQL
+    pub subset: String,
+    #[arg(long, value_enum)]
+    pub to: ExportFormat,
+    /// Folder to write to
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
+    #[arg(long = "param", value_name = "NAME=VALUE", value_parser = parse_param)]
+    pub params: Vec<(String, String)>,
+    /// Columns of the parquet, by default all but embeddings
+    #[arg(long, value_delimiter = ',')]
+    pub columns: Vec<String>,
+    /// Blur the face boxes in shards (they are blurred already where DataComp's downloader wrote the source)
+    #[arg(long)]
+    pub blur: bool,
+    /// Replace what an earlier export left in the folder
+    #[arg(long)]
+    pub overwrite: bool,
+    /// The pool as it was: a tag, a version, or a receipt
+    #[arg(long, value_name = "TAG|VERSION")]
+    pub at: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExportFormat {
+    /// Shards of 10,000 as DataComp's resharder writes them
+    Webdataset,
+    /// The samples' columns, uids as text
+    Parquet,
+    /// uid, url, text, face boxes and digests, for img2dataset
+    Urls,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    pub pool: String,
+    /// Read every image and compare its digest
+    #[arg(long)]
+    pub deep: bool,
+    /// Mend what can be mended without loss
+    #[arg(long)]
+    pub repair: bool,
+    /// Memory to hold at most, roughly
+    #[arg(long, default_value = "1GB", value_parser = parse_bytes)]
+    pub memory: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Tag {
+    pub pool: String,
+    /// The name; without it, versions and tags are listed
+    pub name: Option<String>,
+    /// Move the tag if it exists
+    #[arg(long)]
+    pub force: bool,
+    /// Take the tag off
+    #[arg(long, requires = "name", conflicts_with = "force")]
+    pub delete: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Compact {
+    pub pool: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Clean {
+    pub pool: String,
+    /// Age from which versions go, for instance 14d, 12h or 0s
+    #[arg(long, value_name = "AGE", value_parser = parse_age)]
+    pub older_than: std::time::Duration,
 }
 
 #[derive(Debug, Args)]
@@ -72,6 +170,9 @@ pub(crate) struct Sql {
     /// Write the rows to a file instead of standard output
     #[arg(short, long)]
     pub output: Option<PathBuf>,
+    /// The pool as it was: a tag, a version, or a receipt
+    #[arg(long, value_name = "TAG|VERSION")]
+    pub at: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -106,6 +207,9 @@ pub(crate) struct Filter {
     /// Print a filter's text
     #[arg(long, value_name = "NAME")]
     pub show: Option<String>,
+    /// The pool as it was: a tag, a version, or a receipt
+    #[arg(long, value_name = "TAG|VERSION")]
+    pub at: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -139,6 +243,9 @@ pub(crate) struct Train {
     /// Another learning rate (off recipe)
     #[arg(long)]
     pub learning_rate: Option<f32>,
+    /// The pool as it was: a tag, a version, or a receipt
+    #[arg(long, value_name = "TAG|VERSION")]
+    pub at: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -178,4 +285,36 @@ fn parse_param(text: &str) -> Result<(String, String), String> {
         Some((name, value)) if !name.is_empty() => Ok((name.to_string(), value.to_string())),
         _ => Err(format!("expected NAME=VALUE, got '{text}'")),
     }
+}
+
+/// `512MB`, `2GB`, `1.5GiB` or a number of bytes.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let scale = match unit.trim().to_lowercase().as_str() {
+        "" | "b" => 1u64,
+        "k" | "kb" | "kib" => 1 << 10,
+        "m" | "mb" | "mib" => 1 << 20,
+        "g" | "gb" | "gib" => 1 << 30,
+        _ => return Err(format!("expected a size such as 512MB or 2GB, got '{text}'")),
+    };
+    match number.parse::<f64>() {
+        Ok(n) if n > 0.0 && n * scale as f64 >= 1.0 => Ok((n * scale as f64) as u64),
+        _ => Err(format!("expected a size such as 512MB or 2GB, got '{text}'")),
+    }
+}
+
+/// `14d`, `12h`, `30m`, `90s`.
+fn parse_age(text: &str) -> Result<std::time::Duration, String> {
+    let wrong = || format!("expected an age such as 14d, 12h or 0s, got '{text}'");
+    let unit = text.chars().last().ok_or_else(wrong)?;
+    let seconds = match unit {
+        'd' => 86_400,
+        'h' => 3600,
+        'm' => 60,
+        's' => 1,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
+    number.checked_mul(seconds).map(std::time::Duration::from_secs).ok_or_else(wrong)
 }

@@ -10,9 +10,27 @@ pub enum Error {
     PoolMissing { path: String },
     #[error("{path} is not a pool: it holds no pool.lance")]
     NotAPool { path: String },
+    #[error("{path} is a file, expected a folder for the pool")]
+    PoolIsFile { path: String },
+    #[error("{path} is being written by {holder}")]
+    Held { path: String, holder: String },
+    #[error("{path} was changed by another writer in the meantime, nothing of this step is recorded")]
+    Changed { path: String },
+    #[error("{path} has no version or tag '{at}'{}", if known.is_empty() { String::new() } else { format!(", it has {known}") })]
+    NoVersion { path: String, at: String, known: String },
+    #[error("'{name}' cannot be a tag, expected a name that is no number and does not end in .json")]
+    TagName { name: String },
+    #[error("tag '{name}' exists")]
+    TagExists { name: String },
+    #[error("{} is not empty", path.display())]
+    OutputNotEmpty { path: PathBuf },
+    #[error("{path} has no column '{column}', it has {known}")]
+    NoColumn { path: String, column: String, known: String },
+    #[error("stopped at the first reject: {reason}: {place}{}", if detail.is_empty() { String::new() } else { format!(" ({detail})") })]
+    Strict { reason: &'static str, place: String, detail: String },
     #[error("no such file or folder: {}", path.display())]
     SourceMissing { path: PathBuf },
-    #[error("nothing to ingest in {}: found no .parquet, .npz or .tar file", path.display())]
+    #[error("nothing to ingest in {}: found no .parquet, .csv, .npz or .tar file", path.display())]
     SourceEmpty { path: PathBuf },
     #[error("cannot ingest {}: unknown kind of file", path.display())]
     SourceKind { path: PathBuf },
@@ -30,6 +48,8 @@ pub enum Error {
     NothingToDraw { size: u64, not_in_pool: u64, no_image: u64 },
     #[error("{}: reading it failed within the program, nothing is recorded of it", path.display())]
     ReaderPanicked { path: PathBuf },
+    #[error("{} was changed while it was read, nothing is recorded of it", path.display())]
+    SourceChanged { path: PathBuf },
     #[error("{}: weight {weight} of entry {entry}, expected a finite number of at least 0", path.display())]
     Weight { path: PathBuf, entry: usize, weight: f32 },
     #[error("the weights of all samples that can be drawn are 0")]
@@ -61,8 +81,14 @@ impl Error {
             Error::PoolMissing { path } | Error::NotAPool { path } => {
                 format!("make one with: tarn ingest {path} SOURCE...")
             }
+            Error::TagExists { name } => format!("choose another name, or move it: tarn tag POOL {name} --force"),
+            Error::OutputNotEmpty { .. } => "choose another folder, or add --overwrite".into(),
+            Error::NoColumn { column, known, .. } => return closest(column, known.split(", ")).map(|near| format!("did you mean '{near}'?")),
+            Error::Held { .. } => "wait until it is done, or stop it".into(),
+            Error::Changed { .. } => "run the same command again: it goes on from what is committed".into(),
+            Error::Strict { .. } => "mend or remove it, or leave out --strict: the rest goes in and rejects are listed".into(),
             Error::SourceEmpty { .. } | Error::SourceKind { .. } => {
-                "a source is a folder or file of DataComp's layout: metadata/*.parquet with *.npz beside, shards/*.tar".into()
+                "a source is a folder, file or pattern: *.parquet or *.csv, *.npz of the same stems, *.tar, *.tar.gz or *.tar.zst".into()
             }
             Error::ColumnMissing { .. } => "rename the column, or check that this is a CommonPool metadata file".into(),
             Error::SubsetFormat { .. } => "make one with: tarn filter POOL NAME -o subset.npy".into(),

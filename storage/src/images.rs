@@ -4,6 +4,8 @@ use std::io::Cursor;
 
 use image::{ImageFormat, ImageReader};
 
+pub use crate::blur::{blur_boxes, blur_faces};
+
 /// `(format, width, height)` from the header, without decoding pixels.
 /// `None` for bytes that are not an image of a format that `tarn` reads.
 pub fn inspect(bytes: &[u8]) -> Option<(&'static str, u32, u32)> {

@@ -1,58 +1,224 @@
-use std::collections::HashSet;
+//! `ledger`: every file that the pool holds, by digest.
+
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{AsArray, FixedSizeBinaryArray, Int64Array, RecordBatch, RecordBatchIterator, StringArray};
+use arrow::array::{Array, ArrayRef, AsArray, FixedSizeBinaryBuilder, Int64Array, RecordBatch, RecordBatchIterator, StringArray};
+use arrow::datatypes::Int64Type;
 use futures::TryStreamExt;
+use lance::Dataset;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{Error, Pool, Result, Table, schema};
+use crate::{Error, Pool, Result, Table, Uid, schema};
 
 pub(crate) type FileDigest = [u8; 32];
 
 /// One ingested file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Entry {
+    /// From the root of the file system.
     pub path: String,
-    pub kind: &'static str,
+    /// `metadata`, `embeddings` or `shard`.
+    pub kind: String,
     pub bytes: u64,
+    /// Microseconds since 1970.
+    pub modified: i64,
     pub digest: FileDigest,
+    /// Rows of it in the pool: samples, samples with vectors, or images.
     pub rows: u64,
-    pub skipped: u64,
+    /// How many rows `pool` has grown by.
+    pub added: u64,
+    pub rejected: u64,
+    /// Of the table that it was written to.
     pub version: u64,
+    /// Of metadata: the first of its rows, and SHA-256 over all of their uids. They lie together, in the file's order.
+    pub first_uid: Option<[u8; 16]>,
+    pub uids_digest: Option<FileDigest>,
 }
 
-/// The digests of all files that are in the pool already.
-pub(crate) async fn digests(pool: &Pool) -> Result<HashSet<FileDigest>> {
-    let Some(ledger) = pool.dataset(Table::Ledger).await? else {
-        return Ok(HashSet::new());
-    };
-    let wrap = |e| Error::lance(pool.uri(Table::Ledger))(e);
-    let mut scanner = ledger.scan();
-    let batches = scanner.project(&["sha256"]).map_err(wrap)?.try_into_stream().await.map_err(wrap)?;
-    let batches: Vec<RecordBatch> = batches.try_collect().await.map_err(wrap)?;
-    let digest = |bytes: &[u8]| bytes.try_into().expect("digests are 32 bytes wide");
-    Ok(batches.iter().flat_map(|b| b.column(0).as_fixed_size_binary().iter().flatten().map(digest)).collect())
+impl Entry {
+    pub fn first_uid(&self) -> Option<Uid> {
+        self.first_uid.map(Uid)
+    }
 }
 
-pub(crate) async fn append(pool: &Pool, entries: &[Entry]) -> Result<()> {
-    let int = |f: fn(&Entry) -> u64| Arc::new(Int64Array::from_iter_values(entries.iter().map(|e| f(e) as i64)));
-    let batch = RecordBatch::try_new(
+/// The property of a commit that holds its files' entries, so that a run that stops before it has written them to
+/// the ledger loses nothing.
+const PROPERTY: &str = "tarn.ledger";
+/// The property of a commit of shards' samples, which goes before that of their images.
+const ADDED: &str = "tarn.added";
+
+/// All entries, in the order of their commits.
+#[derive(Default)]
+pub(crate) struct Ledger {
+    entries: Vec<Entry>,
+    by_digest: HashMap<FileDigest, usize>,
+    by_file: HashSet<(String, u64, i64)>,
+    /// Rows of `pool` that a stopped run has made for shards whose images it did not commit.
+    added: HashMap<FileDigest, u64>,
+    /// What a stopped run has committed and not written down here.
+    lost: Vec<Entry>,
+}
+
+impl Ledger {
+    /// Reads the ledger, and completes it by what a stopped run has committed.
+    pub async fn open(pool: &Pool) -> Result<Ledger> {
+        let mut ledger = Ledger::look(pool).await?;
+        let lost = std::mem::take(&mut ledger.lost);
+        ledger.append(pool, lost).await?;
+        Ok(ledger)
+    }
+
+    /// Reads the ledger as it is.
+    pub async fn look(pool: &Pool) -> Result<Ledger> {
+        let mut ledger = Ledger::default();
+        if let Some(dataset) = pool.dataset(Table::Ledger).await? {
+            let wrap = || Error::lance(dataset.uri());
+            let mut scanner = dataset.scan();
+            let mut stream = scanner.scan_in_order(true).try_into_stream().await.map_err(wrap())?;
+            while let Some(batch) = stream.try_next().await.map_err(wrap())? {
+                read(&batch).into_iter().for_each(|entry| ledger.insert(entry));
+            }
+        }
+        for (table, kinds) in [(Table::Pool, ["metadata", "embeddings"]), (Table::Images, ["shard", "shard"])] {
+            let Some(dataset) = pool.dataset(table).await? else { continue };
+            let last = ledger.entries.iter().filter(|e| kinds.contains(&e.kind.as_str())).map(|e| e.version).max().unwrap_or(0);
+            for (version, properties) in properties_since(&dataset, last).await? {
+                let json = properties.get(PROPERTY).map_or("[]", String::as_str);
+                for entry in serde_json::from_str::<Vec<Entry>>(json).unwrap_or_default() {
+                    if !ledger.has(&entry.digest) {
+                        ledger.lost.push(Entry { version, ..entry });
+                    }
+                }
+                let json = properties.get(ADDED).map_or("[]", String::as_str);
+                ledger.added.extend(serde_json::from_str::<Vec<(FileDigest, u64)>>(json).unwrap_or_default());
+            }
+        }
+        Ok(ledger)
+    }
+
+    /// How many files `open` would complete the ledger by.
+    pub fn lost(&self) -> usize {
+        self.lost.len()
+    }
+
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    pub fn has(&self, digest: &FileDigest) -> bool {
+        self.by_digest.contains_key(digest)
+    }
+
+    /// Whether a file of this path, size and time of change is in it, which is not read again for its digest.
+    pub fn has_file(&self, path: &str, bytes: u64, modified: i64) -> bool {
+        self.by_file.contains(&(path.to_string(), bytes, modified))
+    }
+
+    /// Rows of `pool` that are there for a shard whose images are not.
+    pub fn added_before(&self, digest: &FileDigest) -> u64 {
+        self.added.get(digest).copied().unwrap_or(0)
+    }
+
+    fn insert(&mut self, entry: Entry) {
+        self.by_digest.insert(entry.digest, self.entries.len());
+        self.by_file.insert((entry.path.clone(), entry.bytes, entry.modified));
+        self.entries.push(entry);
+    }
+
+    pub async fn append(&mut self, pool: &Pool, entries: Vec<Entry>) -> Result<()> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let batches = RecordBatchIterator::new([Ok(write(&entries)?)], schema::ledger());
+        pool.append(Table::Ledger, Box::new(batches)).await?;
+        entries.into_iter().for_each(|entry| self.insert(entry));
+        Ok(())
+    }
+}
+
+/// What a commit of these files carries.
+pub(crate) fn properties(entries: &[Entry]) -> HashMap<String, String> {
+    HashMap::from([(PROPERTY.to_string(), serde_json::to_string(entries).expect("plain data"))])
+}
+
+pub(crate) fn added_properties(added: &[(FileDigest, u64)]) -> HashMap<String, String> {
+    HashMap::from([(ADDED.to_string(), serde_json::to_string(added).expect("plain data"))])
+}
+
+/// The properties of all commits after `version`.
+async fn properties_since(dataset: &Dataset, version: u64) -> Result<Vec<(u64, HashMap<String, String>)>> {
+    let mut all = Vec::new();
+    for version in version + 1..=dataset.version().version {
+        // A version that was cleaned away was in the ledger before.
+        let Ok(transaction) = dataset.read_transaction_by_version(version).await else { continue };
+        if let Some(properties) = transaction.and_then(|t| t.transaction_properties) {
+            all.push((version, HashMap::clone(&properties)));
+        }
+    }
+    Ok(all)
+}
+
+fn write(entries: &[Entry]) -> Result<RecordBatch> {
+    let int = |f: fn(&Entry) -> i64| -> ArrayRef { Arc::new(Int64Array::from_iter_values(entries.iter().map(f))) };
+    let (mut digests, mut first_uids, mut uids_digests) =
+        (FixedSizeBinaryBuilder::new(32), FixedSizeBinaryBuilder::new(16), FixedSizeBinaryBuilder::new(32));
+    for entry in entries {
+        digests.append_value(entry.digest)?;
+        match entry.first_uid {
+            Some(uid) => first_uids.append_value(uid)?,
+            None => first_uids.append_null(),
+        }
+        match entry.uids_digest {
+            Some(digest) => uids_digests.append_value(digest)?,
+            None => uids_digests.append_null(),
+        }
+    }
+    Ok(RecordBatch::try_new(
         schema::ledger(),
         vec![
             Arc::new(StringArray::from_iter_values(entries.iter().map(|e| &e.path))),
-            Arc::new(StringArray::from_iter_values(entries.iter().map(|e| e.kind))),
-            int(|e| e.bytes),
-            Arc::new(FixedSizeBinaryArray::try_from_iter(entries.iter().map(|e| e.digest))?),
-            int(|e| e.rows),
-            int(|e| e.skipped),
-            int(|e| e.version),
+            Arc::new(StringArray::from_iter_values(entries.iter().map(|e| &e.kind))),
+            int(|e| e.bytes as i64),
+            int(|e| e.modified),
+            Arc::new(digests.finish()),
+            int(|e| e.rows as i64),
+            int(|e| e.added as i64),
+            int(|e| e.rejected as i64),
+            int(|e| e.version as i64),
+            Arc::new(first_uids.finish()),
+            Arc::new(uids_digests.finish()),
         ],
-    )?;
-    let batches = RecordBatchIterator::new([Ok(batch)], schema::ledger());
-    pool.append(Table::Ledger, Box::new(batches)).await?;
-    Ok(())
+    )?)
+}
+
+fn read(batch: &RecordBatch) -> Vec<Entry> {
+    let text = |name: &str, i| batch[name].as_string::<i32>().value(i).to_string();
+    let int = |name: &str, i| batch[name].as_primitive::<Int64Type>().value(i);
+    let bytes = |name: &str, i| {
+        let column = batch[name].as_fixed_size_binary();
+        column.is_valid(i).then(|| column.value(i))
+    };
+    let entry = |i| {
+        Some(Entry {
+            path: text("path", i),
+            kind: text("kind", i),
+            bytes: int("bytes", i) as u64,
+            modified: int("modified", i),
+            digest: bytes("sha256", i)?.try_into().ok()?,
+            rows: int("rows", i) as u64,
+            added: int("added", i) as u64,
+            rejected: int("rejected", i) as u64,
+            version: int("version", i) as u64,
+            first_uid: bytes("first_uid", i).and_then(|b| b.try_into().ok()),
+            uids_digest: bytes("uids_sha256", i).and_then(|b| b.try_into().ok()),
+        })
+    };
+    (0..batch.num_rows()).filter_map(entry).collect()
 }
 
 /// SHA-256 of a file's bytes, read in blocks.

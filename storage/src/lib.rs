@@ -4,24 +4,33 @@
 //! Public functions return boxed futures: a crate that awaits an `async fn` compiles it, and all of Lance below it,
 //! once more.
 
+mod blur;
+mod commit;
 mod error;
+pub mod export;
 pub mod images;
 pub mod ingest;
 mod ledger;
+mod lock;
 mod pool;
 mod receipt;
 pub mod records;
+mod rejects;
 mod samples;
 pub mod schema;
 mod subset;
 mod uid;
+pub mod verify;
+mod versions;
 
 pub use error::{Error, Result, closest};
 pub use pool::{Pool, Table};
 pub use receipt::Receipt;
+pub use rejects::Reject;
 pub use samples::{Missing, Sample, Samples};
 pub use subset::Subset;
 pub use uid::Uid;
+pub use versions::Versions;
 
 /// How far a long operation has come. Reported through a callback; only the shell prints it.
 #[derive(Debug, Clone, Default)]

@@ -1,4 +1,4 @@
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,20 +18,23 @@ use crate::{Error, Result, Uid};
 pub struct Pool {
     root: String,
     session: Arc<Session>,
+    /// The versions to read where they are not the newest; a table that is not named did not exist.
+    versions: Option<Arc<HashMap<Table, u64>>>,
 }
 
 /// The datasets of a pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Table {
     Pool,
     Images,
     Ledger,
+    Rejects,
     Runs,
     Evals,
 }
 
 impl Table {
-    pub const ALL: [Table; 5] = [Table::Pool, Table::Images, Table::Ledger, Table::Runs, Table::Evals];
+    pub const ALL: [Table; 6] = [Table::Pool, Table::Images, Table::Ledger, Table::Rejects, Table::Runs, Table::Evals];
 
     /// Its name in SQL; the dataset is `NAME.lance`.
     pub fn name(self) -> &'static str {
@@ -39,6 +42,7 @@ impl Table {
             Table::Pool => "pool",
             Table::Images => "images",
             Table::Ledger => "ledger",
+            Table::Rejects => "rejects",
             Table::Runs => "runs",
             Table::Evals => "evals",
         }
@@ -62,18 +66,48 @@ impl Pool {
 
     /// A pool that the first ingest may yet have to make.
     pub fn at(root: &str) -> Pool {
-        Pool { root: root.trim_end_matches('/').to_string(), session: Arc::new(Session::default()) }
+        Pool { root: root.trim_end_matches('/').to_string(), session: Arc::new(Session::default()), versions: None }
+    }
+
+    /// The same pool, read at these versions.
+    pub(crate) fn with_versions(self, versions: HashMap<Table, u64>) -> Pool {
+        Pool { versions: Some(Arc::new(versions)), ..self }
+    }
+
+    pub(crate) fn session(&self) -> Arc<Session> {
+        self.session.clone()
+    }
+
+    /// Whether it lies in an object store.
+    pub(crate) fn is_remote(&self) -> bool {
+        is_uri(&self.root)
+    }
+
+    /// Makes the folder of a local pool.
+    pub(crate) fn make_folder(&self) -> Result<()> {
+        if self.is_remote() {
+            return Ok(());
+        }
+        if Path::new(&self.root).is_file() {
+            return Err(Error::PoolIsFile { path: self.root.clone() });
+        }
+        std::fs::create_dir_all(&self.root).map_err(Error::io(&self.root))
     }
 
     pub fn root(&self) -> &str {
         &self.root
     }
 
-    /// The newest version of a table, or `None` before anything was written to it.
+    /// A table at its newest version, or at that of `at`; `None` before anything was written to it.
     pub fn dataset<'a>(&'a self, table: Table) -> BoxFuture<'a, Result<Option<Arc<Dataset>>>> {
         async move {
             let uri = self.uri(table);
-            match DatasetBuilder::from_uri(&uri).with_session(self.session.clone()).load().await {
+            let mut builder = DatasetBuilder::from_uri(&uri).with_session(self.session.clone());
+            if let Some(versions) = &self.versions {
+                let Some(&version) = versions.get(&table) else { return Ok(None) };
+                builder = builder.with_version(version);
+            }
+            match builder.load().await {
                 Ok(dataset) => Ok(Some(Arc::new(dataset))),
                 Err(lance::Error::DatasetNotFound { .. } | lance::Error::NotFound { .. }) => Ok(None),
                 Err(e) => Err(Error::lance(uri)(e)),
@@ -99,9 +133,7 @@ impl Pool {
         let written = match self.dataset(table).await? {
             Some(dataset) => InsertBuilder::new(dataset).with_params(&params(WriteMode::Append)).execute_stream(batches).await,
             None => {
-                if !is_uri(&self.root) {
-                    std::fs::create_dir_all(&self.root).map_err(Error::io(&self.root))?;
-                }
+                self.make_folder()?;
                 InsertBuilder::new(&uri).with_params(&params(WriteMode::Create)).execute_stream(batches).await
             }
         };
@@ -181,18 +213,6 @@ impl Pool {
         Ok(())
     }
 
-    /// The uids of a table, empty where it does not exist. 20 to 40 bytes of memory a row.
-    pub(crate) async fn uid_set(&self, table: Table) -> Result<HashSet<Uid>> {
-        let mut uids = HashSet::new();
-        if let Some(dataset) = self.dataset(table).await? {
-            self.for_each_uid(&dataset, |_, uid| {
-                uids.insert(uid);
-            })
-            .await?;
-        }
-        Ok(uids)
-    }
-
     /// The newest version of `pool`, and its number of rows.
     pub fn version(&self) -> BoxFuture<'_, Result<(u64, u64)>> {
         async move {
@@ -209,7 +229,7 @@ impl Pool {
 }
 
 /// The uids of a `FixedSizeBinary(16)` column without nulls.
-fn uids_of(column: &dyn Array) -> impl Iterator<Item = Uid> + '_ {
+pub(crate) fn uids_of(column: &dyn Array) -> impl Iterator<Item = Uid> + '_ {
     let column = column.as_fixed_size_binary();
     (0..column.len()).map(|i| Uid(column.value(i).try_into().expect("uids are 16 bytes wide")))
 }

@@ -3,7 +3,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+
+use crate::{Error, Pool, Result, Subset};
 
 /// Where a subset came from: enough to make it again, and to get from any result back to the query.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -15,6 +18,9 @@ pub struct Receipt {
     pub pool: String,
     /// The Lance version of `pool.lance` that was read.
     pub pool_version: u64,
+    /// The version of every table, by name: `--at RECEIPT` reads them again.
+    #[serde(default)]
+    pub versions: BTreeMap<String, u64>,
     /// Rows of the pool at that version, and uids selected.
     pub pool_rows: u64,
     pub subset_size: u64,
@@ -27,6 +33,29 @@ pub struct Receipt {
 }
 
 impl Receipt {
+    /// What can be told of a subset without the query that made it.
+    pub fn of<'a>(filter: &'a str, pool: &'a Pool, subset: &'a Subset) -> BoxFuture<'a, Result<Receipt>> {
+        async move {
+            let (pool_version, pool_rows) = pool.version().await?;
+            let versions = pool.table_versions().await?.into_iter().map(|(table, version)| (table.name().to_string(), version));
+            Ok(Receipt {
+                filter: filter.to_string(),
+                sql: String::new(),
+                parameters: BTreeMap::new(),
+                pool: pool.root().to_string(),
+                pool_version,
+                versions: versions.collect(),
+                pool_rows,
+                subset_size: subset.len() as u64,
+                subset_sha256: subset.digest(),
+                resources: BTreeMap::new(),
+                tarn_version: env!("CARGO_PKG_VERSION").to_string(),
+                wall_seconds: 0.0,
+            })
+        }
+        .boxed()
+    }
+
     /// `NAME.receipt.json` beside `NAME.npy`.
     pub fn path_beside(subset: &Path) -> PathBuf {
         subset.with_extension("receipt.json")

@@ -34,6 +34,16 @@ pub fn pool_field(name: &str) -> Option<Field> {
     Some(Field::new(name, data_type, true))
 }
 
+/// A column that CommonPool does not define, as the pool keeps it.
+pub(crate) fn extra_field(field: &Field) -> Field {
+    let data_type = match field.data_type() {
+        DataType::LargeUtf8 | DataType::Utf8View => DataType::Utf8,
+        DataType::Dictionary(_, values) => values.as_ref().clone(),
+        other => other.clone(),
+    };
+    Field::new(field.name(), data_type, true)
+}
+
 /// The columns that a shard's JSON fills for a sample that no metadata file has brought.
 pub const SHARD_COLUMNS: [&str; 7] = ["uid", "url", "text", "original_width", "original_height", "face_bboxes", "sha256"];
 
@@ -63,9 +73,27 @@ pub fn ledger() -> SchemaRef {
         Field::new("path", DataType::Utf8, false),
         Field::new("kind", DataType::Utf8, false),
         Field::new("bytes", DataType::Int64, false),
+        Field::new("modified", DataType::Int64, false),
         Field::new("sha256", DataType::FixedSizeBinary(32), false),
         Field::new("rows", DataType::Int64, false),
-        Field::new("skipped", DataType::Int64, false),
+        Field::new("added", DataType::Int64, false),
+        Field::new("rejected", DataType::Int64, false),
         Field::new("version", DataType::Int64, false),
+        Field::new("first_uid", DataType::FixedSizeBinary(16), true),
+        Field::new("uids_sha256", DataType::FixedSizeBinary(32), true),
+    ]))
+}
+
+/// `rejects`: one row per file, row, member or value that was left out; `sha256` is the file's, in hexadecimal digits.
+pub fn rejects() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("path", DataType::Utf8, false),
+        Field::new("row", DataType::Int64, true),
+        Field::new("member", DataType::Utf8, true),
+        Field::new("column", DataType::Utf8, true),
+        Field::new("reason", DataType::Utf8, false),
+        Field::new("detail", DataType::Utf8, false),
+        Field::new("kept", DataType::Boolean, false),
+        Field::new("sha256", DataType::Utf8, true),
     ]))
 }

@@ -1,4 +1,6 @@
+use std::collections::HashMap;
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::str::FromStr;
 
 use sha2::{Digest, Sha256};
@@ -8,7 +10,7 @@ use crate::{Error, Result};
 /// The 128-bit name of a sample; 32 hexadecimal digits wherever a person sees it.
 ///
 /// Ordered as a big-endian number, which is the order of its text and of DataComp's `(high, low)` pairs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Uid(pub [u8; 16]);
 
 impl Uid {
@@ -36,6 +38,33 @@ impl Uid {
     }
 }
 
+/// Uids are hashes already: one multiplication spreads those that are made by hand.
+impl Hash for Uid {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64((self.halves().0 ^ self.halves().1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    }
+}
+
+/// Takes over what `Uid` gives it.
+#[derive(Default, Clone)]
+pub(crate) struct UidHasher(u64);
+
+impl Hasher for UidHasher {
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("only uids are hashed");
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+pub(crate) type UidMap<T> = HashMap<Uid, T, BuildHasherDefault<UidHasher>>;
+
 impl FromStr for Uid {
     type Err = Error;
 
@@ -57,14 +86,26 @@ pub(crate) fn hex_decode(text: &str, out: &mut [u8]) -> bool {
     if digits.len() != 2 * out.len() {
         return false;
     }
-    for (byte, pair) in out.iter_mut().zip(digits.chunks_exact(2)) {
-        let (Some(high), Some(low)) = ((pair[0] as char).to_digit(16), (pair[1] as char).to_digit(16)) else {
-            return false;
-        };
-        *byte = (high << 4 | low) as u8;
+    let mut bad = 0;
+    for (byte, pair) in out.iter_mut().zip(digits.as_chunks::<2>().0) {
+        let (high, low) = (NIBBLES[usize::from(pair[0])], NIBBLES[usize::from(pair[1])]);
+        bad |= high | low;
+        *byte = high << 4 | low & 15;
     }
-    true
+    bad < 16
 }
+
+/// The value of each hexadecimal digit, 255 for other bytes.
+const NIBBLES: [u8; 256] = {
+    let mut table = [255; 256];
+    let mut i = 0;
+    while i < 16 {
+        table[b"0123456789abcdef"[i] as usize] = i as u8;
+        table[b"0123456789ABCDEF"[i] as usize] = i as u8;
+        i += 1;
+    }
+    table
+};
 
 /// Lower-case hexadecimal digits.
 pub(crate) fn hex_encode(bytes: &[u8]) -> String {

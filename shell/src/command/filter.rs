@@ -2,7 +2,7 @@ use engine::{Filter, Session};
 use storage::{Error as StorageError, Receipt};
 use tokio::runtime::Runtime;
 
-use super::block_on;
+use super::{block_on, open};
 use crate::cli;
 use crate::format::print;
 use crate::{Error, Result};
@@ -23,8 +23,8 @@ pub(crate) fn run(args: cli::Filter, runtime: &Runtime) -> Result<()> {
     }
     let filter = Filter::resolve(filter)?.bind(&args.params)?;
     let (subset, receipt) = block_on(runtime, async {
-        let session = Session::open(pool).await?;
-        session.subset(&filter).await
+        let session = Session::over(open(pool, args.at.as_deref()).await?).await?;
+        Ok::<_, Error>(session.subset(&filter).await?)
     })?;
     if subset.is_empty() {
         return Err(StorageError::SubsetEmpty.into());

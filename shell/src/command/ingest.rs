@@ -1,5 +1,5 @@
 use storage::Pool;
-use storage::ingest::{Summary, ingest};
+use storage::ingest::{Options, Summary, ingest};
 use tokio::runtime::Runtime;
 
 use super::block_on;
@@ -10,7 +10,14 @@ use crate::progress::Meter;
 pub(crate) fn run(args: cli::Ingest, runtime: &Runtime) -> Result<()> {
     let meter = Meter::new("ingest");
     let pool = Pool::at(&args.pool);
-    let summary = block_on(runtime, ingest(&pool, &args.sources, &|progress| meter.show(progress)));
+    let default = Options::default();
+    let options = Options {
+        memory: args.memory,
+        strict: args.strict,
+        fragment_rows: args.fragment_rows.unwrap_or(default.fragment_rows),
+        group_bytes: args.group_bytes.unwrap_or(default.group_bytes),
+    };
+    let summary = block_on(runtime, ingest(&pool, &args.sources, &options, &|progress| meter.show(progress)));
     meter.finish();
     print(&args.pool, &summary?);
     Ok(())
@@ -18,18 +25,24 @@ pub(crate) fn run(args: cli::Ingest, runtime: &Runtime) -> Result<()> {
 
 fn print(pool: &str, s: &Summary) {
     crate::note!(
-        "ingested {} samples ({} with embeddings) and {} images from {} files",
+        "ingested {} samples, embeddings of {}, and {} images from {} files",
         s.rows,
         s.embeddings,
         s.images,
         s.files - s.known_files
     );
+    if s.completed > 0 {
+        crate::note!("completed {} samples that the pool had in part", s.completed);
+    }
     if s.known_files > 0 {
         crate::note!("passed over {} files that the pool has already", s.known_files);
     }
-    for (reason, count) in &s.skipped {
+    for (reason, count) in &s.rejects {
         let example = s.examples.get(reason).map(String::as_str).unwrap_or_default();
-        crate::note!("skipped {count}: {reason} (first: {example})");
+        crate::note!("rejected {count}: {reason} (first: {example})");
+    }
+    if !s.rejects.is_empty() {
+        crate::note!("all rejects: tarn sql {pool} -c \"SELECT * FROM rejects\"");
     }
     crate::note!("{pool} now has {} samples, {} images", s.pool_rows, s.pool_images);
 }

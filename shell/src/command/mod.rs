@@ -2,16 +2,20 @@
 
 mod embed;
 mod eval;
+mod export;
 mod filter;
 mod ingest;
 mod report;
 pub(crate) mod sql;
 mod train;
+mod verify;
+mod versions;
 
 use std::future::Future;
 use std::time::Duration;
 
 use std::sync::atomic::Ordering;
+use storage::Pool;
 use tokio::runtime::Runtime;
 
 use crate::cli::Command;
@@ -27,6 +31,11 @@ pub(crate) fn run(command: Command, runtime: &Runtime) -> Result<()> {
         Command::Embed(args) => embed::run(args, runtime),
         Command::Eval(args) => eval::run(args, runtime),
         Command::Report(args) => report::run(args),
+        Command::Export(args) => export::run(args, runtime),
+        Command::Verify(args) => verify::run(args, runtime),
+        Command::Tag(args) => versions::tag(args, runtime),
+        Command::Compact(args) => versions::compact(&args.pool, runtime),
+        Command::Clean(args) => versions::clean(args, runtime),
     }
 }
 
@@ -38,6 +47,15 @@ pub(crate) fn block_on<T, E: Into<Error>>(runtime: &Runtime, work: impl Future<O
             () = stopped() => Err(Error::Interrupted),
         }
     })
+}
+
+/// A pool at its newest version, or at `at`: a tag, a version or a receipt.
+pub(crate) async fn open(pool: &str, at: Option<&str>) -> Result<Pool> {
+    let pool = Pool::open(pool).await?;
+    match at {
+        Some(at) => Ok(pool.at_version(at).await?),
+        None => Ok(pool),
+    }
 }
 
 /// A path that holds from any folder; URIs stay as they are.

@@ -4,13 +4,13 @@ use engine::Session;
 use futures::TryStreamExt;
 use tokio::runtime::Runtime;
 
-use super::block_on;
+use super::{block_on, open};
 use crate::cli::{self, Format};
 use crate::format::Sink;
 use crate::{Error, Result, repl};
 
 pub(crate) fn run(args: cli::Sql, runtime: &Runtime) -> Result<()> {
-    let session = block_on(runtime, Session::open(&args.pool))?;
+    let session = block_on(runtime, async { Ok::<_, Error>(Session::over(open(&args.pool, args.at.as_deref()).await?).await?) })?;
     let text = match (&args.text, &args.file) {
         (Some(text), _) => text.clone(),
         (None, Some(path)) => std::fs::read_to_string(path).map_err(Error::io(path))?,

@@ -6,17 +6,17 @@ use storage::{Pool, Receipt, Samples, Subset};
 use tokio::runtime::Runtime;
 use train::{ModelConfig, Plan, Recipe, Run};
 
-use super::{absolute, block_on};
+use super::{absolute, block_on, open};
 use crate::cli;
 use crate::{Error, Result, STOP};
 
 pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
     let plan = plan(&args)?;
-    let (pool, samples, missing, receipt) = block_on(runtime, async {
-        let (subset, receipt) = select(&args).await?;
-        let pool = Pool::open(&args.pool).await?;
+    let (samples, missing, receipt) = block_on(runtime, async {
+        let pool = open(&args.pool, args.at.as_deref()).await?;
+        let (subset, receipt) = select(&args, &pool).await?;
         let (samples, missing) = Samples::of_subset(&pool, &subset).await?;
-        Ok::<_, Error>((pool, samples, missing, receipt))
+        Ok::<_, Error>((samples, missing, receipt))
     })?;
     if missing.not_in_pool + missing.no_image > 0 {
         crate::note!(
@@ -48,6 +48,7 @@ pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
         train::train(samples, missing, receipt, &plan, &args.output, &STOP, &on_step)?
     };
     // Short, and the run is there already: not for Ctrl-C to part.
+    let pool = runtime.block_on(Pool::open(&args.pool))?;
     runtime.block_on(records::write_run(&pool, &record(&args.output, &run)))?;
     if run.unreadable > 0 {
         crate::note!("{} draws were replaced because their image could not be read", run.unreadable);
@@ -81,11 +82,11 @@ fn plan(args: &cli::Train) -> Result<Plan> {
 }
 
 /// The subset that `--select` names, and its receipt; a file without one gets what can be told of it.
-async fn select(args: &cli::Train) -> Result<(Subset, Receipt)> {
+async fn select(args: &cli::Train, pool: &Pool) -> Result<(Subset, Receipt)> {
     let path = Path::new(&args.select);
     if path.extension().is_none_or(|extension| extension != "npy") {
         let filter = Filter::resolve(&args.select)?.bind(&args.params)?;
-        return Ok(Session::open(&args.pool).await?.subset(&filter).await?);
+        return Ok(Session::over(pool.clone()).await?.subset(&filter).await?);
     }
     let subset = Subset::read(path)?;
     let receipt_path = Receipt::path_beside(path);
@@ -96,21 +97,8 @@ async fn select(args: &cli::Train) -> Result<(Subset, Receipt)> {
         }
         crate::note!("warning: {} is of another subset and is not used", receipt_path.display());
     }
-    let pool = Pool::open(&args.pool).await?;
-    let (pool_version, pool_rows) = pool.version().await?;
-    let receipt = Receipt {
-        filter: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-        sql: String::new(),
-        parameters: Default::default(),
-        pool: args.pool.clone(),
-        pool_version,
-        pool_rows,
-        subset_size: subset.len() as u64,
-        subset_sha256: subset.digest(),
-        resources: Default::default(),
-        tarn_version: env!("CARGO_PKG_VERSION").to_string(),
-        wall_seconds: 0.0,
-    };
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let receipt = Receipt::of(&name, pool, &subset).await?;
     Ok((subset, receipt))
 }
 

@@ -1,88 +1,478 @@
-use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+//! Embeddings join the rows of the metadata file of their stem, which lie together in `pool` in the file's order.
+//! Each fragment gets a file of vectors beside its other columns, which are not rewritten.
+
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use arrow::array::{ArrayRef, FixedSizeListArray, Float16Array};
-use arrow::buffer::{Buffer, MutableBuffer, ScalarBuffer};
-use arrow::datatypes::{DataType, Field};
-use flate2::read::DeflateDecoder;
+use arrow::array::{Array, ArrayRef, AsArray, FixedSizeListArray, Float16Array, RecordBatch};
+use arrow::buffer::{Buffer, MutableBuffer, NullBuffer, ScalarBuffer};
+use arrow::datatypes::{DataType, Field, Float16Type, Schema, UInt64Type};
+use futures::TryStreamExt;
 use half::f16;
+use lance::Dataset;
+use lance::dataset::transaction::{DataReplacementGroup, Operation};
+use sha2::{Digest, Sha256};
 
-use crate::{Error, Result, schema};
+use super::npz::{self, Npz};
+use super::sources::{Kind, Source};
+use super::{Run, entry};
+use crate::ledger::{self, Entry, FileDigest, digest_file};
+use crate::pool::uids_of;
+use crate::rejects::{self, Reject};
+use crate::{Error, Result, Table, Uid};
 
-/// One array of an `.npz`, read in rows from front to back; the file is never held whole.
-pub(super) struct NpzArray {
-    path: PathBuf,
-    pub name: String,
-    pub dim: i32,
-    rows_left: u64,
-    data: Summed,
-    /// What the archive says of the array's bytes.
-    crc: u32,
+/// Rows written at a time: of CommonPool's four embeddings 20 MB.
+const BATCH_ROWS: u32 = 4096;
+
+/// An `.npz` whose rows are to be found in the pool.
+struct Pending {
+    source: Source,
+    digest: FileDigest,
+    arrays: Vec<npz::Array>,
+    /// The metadata of its stem, and which of that file's rows are not in the pool.
+    metadata: Entry,
+    dropped: Vec<u64>,
 }
 
-/// Opens every array of an `.npz`, stored or deflated. Each must be float16 of shape `[rows, dim]`.
-pub(super) fn open(path: &Path, rows: u64) -> Result<Vec<NpzArray>> {
-    let archive = |source| Error::Npz { path: path.to_path_buf(), source };
-    let file = File::open(path).map_err(Error::io(path))?;
-    let mut zip = zip::ZipArchive::new(BufReader::new(file)).map_err(archive)?;
-    let mut arrays = Vec::with_capacity(zip.len());
-    for i in 0..zip.len() {
-        let entry = zip.by_index(i).map_err(archive)?;
-        let Some(name) = entry.name().map_err(archive)?.strip_suffix(".npy").map(str::to_string) else { continue };
-        let start = entry.data_start().unwrap_or_default();
-        let (size, method, crc) = (entry.compressed_size(), entry.compression(), entry.crc32());
-        let mut file = File::open(path).map_err(Error::io(path))?;
-        file.seek(SeekFrom::Start(start)).map_err(Error::io(path))?;
-        let raw = BufReader::with_capacity(1 << 18, file.take(size));
-        let inner: Box<dyn Read + Send> = match method {
-            zip::CompressionMethod::Stored => Box::new(raw),
-            _ => Box::new(DeflateDecoder::new(raw)),
-        };
-        let mut data = Summed { inner, crc: flate2::Crc::new() };
-        let wrong = |expected: String, got: String| Error::Array { path: path.to_path_buf(), array: name.clone(), expected, got };
-        let header = npyz::NpyHeader::from_reader(&mut data).map_err(|e| wrong("a .npy header".into(), e.to_string()))?;
-        let (dtype, shape) = (header.dtype().descr(), header.shape().to_vec());
-        let dim = match shape[..] {
-            [r, dim] if dtype == "'<f2'" && header.order() == npyz::Order::C && r == rows && (1..=1 << 20).contains(&dim) => dim as i32,
-            _ => return Err(wrong(format!("'<f2' [{rows}, dim]"), format!("{dtype} {shape:?}"))),
-        };
-        arrays.push(NpzArray { path: path.to_path_buf(), name, dim, rows_left: rows, data, crc });
-    }
-    Ok(arrays)
+/// Rows of a file, one after the other in it and in a fragment.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Piece {
+    file: usize,
+    row: u64,
+    offset: u32,
+    rows: u32,
 }
 
-/// Reads through, and sums up what was read.
-struct Summed {
-    inner: Box<dyn Read + Send>,
-    crc: flate2::Crc,
-}
-
-impl Read for Summed {
-    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.inner.read(out)?;
-        self.crc.update(&out[..n]);
-        Ok(n)
-    }
-}
-
-impl NpzArray {
-    pub fn field(&self) -> Field {
-        Field::new(&self.name, schema::embedding_type(self.dim), true)
-    }
-
-    /// The next `rows` rows as `[rows, dim]`.
-    pub fn read(&mut self, rows: usize) -> Result<ArrayRef> {
-        let mut bytes = MutableBuffer::from_len_zeroed(rows * self.dim as usize * 2);
-        self.data.read_exact(bytes.as_slice_mut()).map_err(Error::io(&self.path))?;
-        self.rows_left = self.rows_left.saturating_sub(rows as u64);
-        if self.rows_left == 0 && self.data.crc.sum() != self.crc {
-            let (expected, got) = (format!("checksum {:08x}", self.crc), format!("{:08x}", self.data.crc.sum()));
-            return Err(Error::Array { path: self.path.clone(), array: self.name.clone(), expected, got });
+pub(super) async fn ingest(run: &mut Run<'_>) -> Result<()> {
+    let sources = run.of_kind(Kind::Embeddings);
+    let mut pending = Vec::new();
+    for source in sources {
+        match prepare(run, &source).await? {
+            Prepared::Join(p) => pending.push(p),
+            Prepared::Known => run.known(&source),
+            Prepared::Reject(digest, reject) => run.reject_file(&source, digest, reject).await?,
         }
-        let values = ScalarBuffer::<f16>::from(Buffer::from(bytes));
-        let item = Arc::new(Field::new("item", DataType::Float16, true));
-        Ok(Arc::new(FixedSizeListArray::try_new(item, self.dim, Arc::new(Float16Array::new(values, None)), None)?))
     }
+    if pending.is_empty() {
+        return Ok(());
+    }
+    let mut dataset = add_columns(run, &mut pending).await?;
+    let pieces = locate(run, &dataset, &mut pending).await?;
+    // Each file is recorded with the last fragment that it reaches into.
+    let mut last: HashMap<usize, u32> = HashMap::new();
+    for (&fragment, pieces) in &pieces {
+        for piece in pieces {
+            last.entry(piece.file).and_modify(|last| *last = fragment.max(*last)).or_insert(fragment);
+        }
+    }
+    let mut broken = vec![false; pending.len()];
+    let mut fragments: Vec<(u32, Vec<Piece>)> = pieces.into_iter().collect();
+    fragments.sort_unstable_by_key(|(id, _)| *id);
+    for (id, mut pieces) in fragments {
+        let files = Arc::new(pending.iter().map(|p| (p.source.path.clone(), p.arrays.clone())).collect::<Vec<_>>());
+        let (group, values) = loop {
+            pieces.retain(|piece| !broken[piece.file]);
+            if pieces.is_empty() {
+                break (None, vec![]);
+            }
+            let what = pending[pieces[0].file].source.name();
+            let task = tokio::spawn(write(dataset.clone(), id, pieces.clone(), files.clone()));
+            match run.wait(&what, task).await? {
+                Ok((group, values)) => break (Some(group), values),
+                // Without the file that turned out to be broken.
+                Err((file, e)) => {
+                    broken[file] = true;
+                    let Pending { source, digest, .. } = &pending[file];
+                    run.reject_file(&source.clone(), Some(*digest), Reject::file(&source.name(), "not readable", e)).await?;
+                }
+            }
+        };
+        let Some(group) = group else { continue };
+        let mut entries = Vec::new();
+        for (&file, _) in last.iter().filter(|(file, last)| **last == id && !broken[**file]) {
+            let p = &pending[file];
+            entries.push((Entry { rows: p.metadata.rows, ..entry(&p.source, p.digest) }, vec![]));
+            run.summary.embeddings += p.metadata.rows;
+            run.done.fetch_add(p.source.bytes, Ordering::Relaxed);
+        }
+        entries.sort_by(|(a, _): &(Entry, Vec<Reject>), (b, _)| a.path.cmp(&b.path));
+        commit(run, &mut dataset, group, entries, values.into_iter().map(|(file, reject)| (reject, pending[file].digest)).collect()).await?;
+    }
+    Ok(())
+}
+
+enum Prepared {
+    Join(Pending),
+    Known,
+    Reject(Option<FileDigest>, Reject),
+}
+
+async fn prepare(run: &mut Run<'_>, source: &Source) -> Result<Prepared> {
+    let (name, path) = (source.name(), source.path.clone());
+    let read = tokio::task::spawn_blocking(move || Ok::<_, Error>((digest_file(&path)?, npz::arrays(&path)))).await;
+    let (digest, arrays) = match read.map_err(|_| Error::ReaderPanicked { path: source.path.clone() })? {
+        Ok(read) => read,
+        Err(e) => return Ok(Prepared::Reject(None, Reject::file(&name, "not readable", e))),
+    };
+    if run.is_known(&digest) {
+        return Ok(Prepared::Known);
+    }
+    let arrays = match arrays {
+        Ok(arrays) => arrays,
+        Err(e @ Error::Array { .. }) => return Ok(Prepared::Reject(Some(digest), Reject::file(&name, "array of another type or shape", e))),
+        Err(e) => return Ok(Prepared::Reject(Some(digest), Reject::file(&name, "not readable", e))),
+    };
+    let Some(metadata) = metadata_of(run, &source.path) else {
+        let detail = format!("ingest {}.parquet first", source.path.with_extension("").display());
+        return Ok(Prepared::Reject(Some(digest), Reject::file(&name, "no metadata of this stem in the pool", detail)));
+    };
+    let dropped = rejects::dropped_rows(run.pool, &metadata.digest).await?;
+    let rows = metadata.rows + dropped.len() as u64;
+    if arrays[0].rows != rows {
+        let detail = format!("expected {rows} rows as in {}, got {}", metadata.path, arrays[0].rows);
+        return Ok(Prepared::Reject(Some(digest), Reject::file(&name, "another number of rows than its metadata", detail)));
+    }
+    Ok(Prepared::Join(Pending { source: source.clone(), digest, arrays, metadata, dropped }))
+}
+
+/// The ledger's newest metadata with this stem: in the same folder, or else anywhere if only one file has it.
+fn metadata_of(run: &Run<'_>, path: &Path) -> Option<Entry> {
+    let metadata = || run.ledger.entries().iter().rev().filter(|e| e.kind == Kind::Metadata.name() && e.rows > 0);
+    if let Some(beside) = metadata().find(|e| Path::new(&e.path).with_extension("") == path.with_extension("")) {
+        return Some(beside.clone());
+    }
+    let of_stem: Vec<&Entry> = metadata().filter(|e| Path::new(&e.path).file_stem() == path.file_stem()).collect();
+    match of_stem[..] {
+        [only] => Some(only.clone()),
+        _ => None,
+    }
+}
+
+/// Makes the columns that the arrays need. Files whose arrays have another type than the pool's column are rejected.
+async fn add_columns(run: &mut Run<'_>, pending: &mut Vec<Pending>) -> Result<Arc<Dataset>> {
+    let dataset = run.pool.require(Table::Pool).await?;
+    let mut fields: Vec<Field> = Schema::from(dataset.schema()).fields().iter().map(|f| f.as_ref().clone()).collect();
+    let known = fields.len();
+    for p in std::mem::take(pending) {
+        let wrong = p.arrays.iter().find_map(|array| {
+            let stored = fields.iter().find(|f| f.name() == &array.name)?;
+            (stored.data_type() != array.field().data_type()).then(|| (array.name.clone(), stored.data_type().to_string(), array.dim))
+        });
+        if let Some((name, stored, dim)) = wrong {
+            let detail = format!("array '{name}' has dimension {dim}, the pool's column is {stored}");
+            let reject = Reject::file(&p.source.name(), "array of another type or shape", detail);
+            run.reject_file(&p.source.clone(), Some(p.digest), reject).await?;
+            continue;
+        }
+        let new: Vec<Field> = p.arrays.iter().filter(|a| !fields.iter().any(|f| f.name() == &a.name)).map(npz::Array::field).collect();
+        fields.extend(new);
+        pending.push(p);
+    }
+    if fields.len() == known {
+        return Ok(dataset);
+    }
+    run.pool.add_null_columns(Schema::new(fields[known..].to_vec())).await?;
+    run.pool.require(Table::Pool).await
+}
+
+/// Finds the rows of each file by one scan over the pool's uids, and checks that they are the ones that its metadata
+/// brought. By fragment, in order.
+async fn locate(run: &mut Run<'_>, dataset: &Dataset, pending: &mut Vec<Pending>) -> Result<HashMap<u32, Vec<Piece>>> {
+    let starts: HashMap<Uid, usize> = pending.iter().enumerate().filter_map(|(i, p)| Some((p.metadata.first_uid()?, i))).collect();
+    let wrap = || Error::lance(dataset.uri());
+    let mut scanner = dataset.scan();
+    scanner.project(&["uid"]).map_err(wrap())?.with_row_address().scan_in_order(true);
+    let mut stream = scanner.try_into_stream().await.map_err(wrap())?;
+    let mut pieces: HashMap<u32, Vec<Piece>> = HashMap::new();
+    let mut found = vec![false; pending.len()];
+    let mut reading: Option<Reading> = None;
+    while let Some(batch) = stream.try_next().await.map_err(wrap())? {
+        let addresses = batch.column(1).as_primitive::<UInt64Type>().values();
+        for (uid, &address) in uids_of(batch.column(0).as_ref()).zip(addresses) {
+            if let (None, Some(&file)) = (&reading, starts.get(&uid)) {
+                reading = Some(Reading::new(file, &pending[file]));
+            }
+            let Some(of) = &mut reading else { continue };
+            of.next(uid, address, &pending[of.file].dropped);
+            if of.left == 0
+                && let Some(of) = reading.take()
+                && of.uids.finalize().as_slice() == pending[of.file].metadata.uids_digest.unwrap_or_default()
+            {
+                found[of.file] = true;
+                for (fragment, piece) in of.pieces {
+                    pieces.entry(fragment).or_default().push(piece);
+                }
+            }
+        }
+    }
+    for (file, _) in found.iter().enumerate().filter(|(_, found)| !**found) {
+        let Pending { source, digest, metadata, .. } = &pending[file];
+        let detail = format!("the rows of {} are not together in the pool, first uid {}", metadata.path, metadata.first_uid().unwrap_or_default());
+        let reject = Reject::file(&source.name(), "its metadata's rows were changed", detail);
+        run.reject_file(&source.clone(), Some(*digest), reject).await?;
+    }
+    Ok(pieces)
+}
+
+/// A file's rows while the scan passes over them.
+struct Reading {
+    file: usize,
+    left: u64,
+    /// The next row of the file, and how many of its dropped rows lie before.
+    row: u64,
+    dropped: usize,
+    uids: Sha256,
+    pieces: Vec<(u32, Piece)>,
+}
+
+impl Reading {
+    fn new(file: usize, pending: &Pending) -> Reading {
+        Reading { file, left: pending.metadata.rows, row: 0, dropped: 0, uids: Sha256::new(), pieces: Vec::new() }
+    }
+
+    fn next(&mut self, uid: Uid, address: u64, dropped: &[u64]) {
+        while dropped.get(self.dropped) == Some(&self.row) {
+            self.dropped += 1;
+            self.row += 1;
+        }
+        self.uids.update(uid.0);
+        let (fragment, offset) = ((address >> 32) as u32, address as u32);
+        match self.pieces.last_mut() {
+            Some((f, p)) if *f == fragment && p.offset + p.rows == offset && p.row + u64::from(p.rows) == self.row => p.rows += 1,
+            _ => self.pieces.push((fragment, Piece { file: self.file, row: self.row, offset, rows: 1 })),
+        }
+        self.row += 1;
+        self.left -= 1;
+    }
+}
+
+type Files = Arc<Vec<(PathBuf, Vec<npz::Array>)>>;
+type Written = Result<(DataReplacementGroup, Vec<(usize, Reject)>), (usize, Error)>;
+
+/// Writes a fragment's vectors: those that `pieces` bring, and for other rows what is there. An inner error names the
+/// file that could not be read.
+async fn write(dataset: Arc<Dataset>, fragment: u32, pieces: Vec<Piece>, files: Files) -> Result<Written> {
+    let wrap = || Error::lance(dataset.uri());
+    let of_id = dataset.get_fragment(fragment as usize).expect("pieces are of this version's fragments");
+    let rows = of_id.physical_rows().await.map_err(wrap())? as u32;
+    let mut arrays: Vec<npz::Array> = Vec::new();
+    for piece in &pieces {
+        for array in &files[piece.file].1 {
+            if !arrays.iter().any(|a| a.name == array.name) {
+                arrays.push(array.clone());
+            }
+        }
+    }
+    let names: Vec<&str> = arrays.iter().map(|a| a.name.as_str()).collect();
+    let schema = dataset.schema().project(&names).map_err(wrap())?;
+    // What other files brought to this fragment before.
+    let ids: Vec<i32> = schema.fields.iter().map(|f| f.id).collect();
+    let has_values = of_id.metadata().files.iter().any(|file| file.fields.iter().any(|id| ids.contains(id)));
+
+    let (sender, receiver) = tokio::sync::mpsc::channel(3);
+    let runtime = tokio::runtime::Handle::current();
+    let (old, of_task) = (dataset.clone(), arrays.clone());
+    let reader = tokio::task::spawn_blocking(move || {
+        let mut reader = Reader { files: &files, open: None, lost: Vec::new() };
+        let mut at = 0;
+        for start in (0..rows).step_by(BATCH_ROWS as usize) {
+            let n = BATCH_ROWS.min(rows - start);
+            let old = match has_values {
+                true => Some(runtime.block_on(existing(&old, fragment, start, n, &of_task)).map_err(|e| (None, e))?),
+                false => None,
+            };
+            let batch = reader.batch(&of_task, &pieces, &mut at, start, n, old).map_err(|(file, e)| (Some(file), e))?;
+            if sender.blocking_send(Ok(batch)).is_err() {
+                break; // the writer says why
+            }
+        }
+        // All of a file is read before any of it counts, its checksum with it.
+        if let Some((file, npz)) = &mut reader.open {
+            let left = npz.rows_left();
+            npz.skip(left).map_err(|e| (Some(*file), e))?;
+        }
+        Ok::<_, (Option<usize>, Error)>(reader.lost)
+    });
+    let stream = futures::stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|batch| (batch, receiver)) });
+    let written = of_id.write_columns(stream, &schema).await;
+    match reader.await.map_err(|_| Error::ReaderPanicked { path: dataset.uri().into() })? {
+        Ok(lost) => Ok(Ok((written.map_err(wrap())?, lost))),
+        Err((Some(file), e)) => Ok(Err((file, e))),
+        Err((None, e)) => Err(e),
+    }
+}
+
+/// Physical rows of a fragment as they are, deleted ones null.
+async fn existing(dataset: &Arc<Dataset>, fragment: u32, start: u32, n: u32, arrays: &[npz::Array]) -> Result<Vec<(u32, RecordBatch)>> {
+    let wrap = || Error::lance(dataset.uri());
+    let names: Vec<&str> = arrays.iter().map(|a| a.name.as_str()).collect();
+    let mut scanner = dataset.scan();
+    let of_id = dataset.get_fragment(fragment as usize).expect("checked by the caller").metadata().clone();
+    let deleted = dataset.get_fragment(fragment as usize).expect("as above").get_deletion_vector().await.map_err(wrap())?;
+    let live = |offset: &u32| !deleted.as_ref().is_some_and(|d| d.contains(*offset));
+    // The scan counts live rows only.
+    let before = (0..start).filter(live).count() as i64;
+    let within = (start..start + n).filter(live).count() as i64;
+    scanner.project(&names).map_err(wrap())?.with_fragments(vec![of_id]).with_row_address().scan_in_order(true);
+    scanner.limit(Some(within), Some(before)).map_err(wrap())?;
+    let batches: Vec<RecordBatch> = match within {
+        0 => vec![],
+        _ => scanner.try_into_stream().await.map_err(wrap())?.try_collect().await.map_err(wrap())?,
+    };
+    let mut runs = Vec::new();
+    for batch in batches {
+        let addresses = batch["_rowaddr"].as_primitive::<UInt64Type>().values().to_vec();
+        let mut i = 0;
+        while i < addresses.len() {
+            let mut len = 1;
+            while i + len < addresses.len() && addresses[i + len] == addresses[i] + len as u64 {
+                len += 1;
+            }
+            runs.push((addresses[i] as u32, batch.slice(i, len)));
+            i += len;
+        }
+    }
+    Ok(runs)
+}
+
+struct Reader<'a> {
+    files: &'a [(PathBuf, Vec<npz::Array>)],
+    open: Option<(usize, Npz)>,
+    /// Vectors that are not finite.
+    lost: Vec<(usize, Reject)>,
+}
+
+impl Reader<'_> {
+    /// Rows `start..start + n` of the fragment; `at` is the first piece that reaches into them.
+    fn batch(
+        &mut self,
+        arrays: &[npz::Array],
+        pieces: &[Piece],
+        at: &mut usize,
+        start: u32,
+        n: u32,
+        old: Option<Vec<(u32, RecordBatch)>>,
+    ) -> Result<RecordBatch, (usize, Error)> {
+        let mut columns: Vec<Column> = arrays.iter().map(|array| Column::new(array, n as usize)).collect();
+        for (offset, batch) in old.iter().flatten() {
+            columns.iter_mut().zip(batch.columns()).for_each(|(column, values)| column.take((offset - start) as usize, values));
+        }
+        while let Some(piece) = pieces.get(*at).filter(|piece| piece.offset < start + n) {
+            let from = piece.offset.max(start);
+            let to = (piece.offset + piece.rows).min(start + n);
+            let row = piece.row + u64::from(from - piece.offset);
+            self.read(piece.file, row, (from - start) as usize, (to - from) as usize, &mut columns)?;
+            if piece.offset + piece.rows > start + n {
+                break;
+            }
+            *at += 1;
+        }
+        let fields: Vec<Field> = arrays.iter().map(npz::Array::field).collect();
+        let columns = columns.into_iter().map(Column::finish).collect();
+        RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(|e| (pieces[0].file, e.into()))
+    }
+
+    fn read(&mut self, file: usize, row: u64, at: usize, n: usize, columns: &mut [Column]) -> Result<(), (usize, Error)> {
+        let (path, arrays) = &self.files[file];
+        if self.open.as_ref().is_none_or(|(open, _)| *open != file) {
+            if let Some((before, mut npz)) = self.open.take() {
+                let left = npz.rows_left();
+                npz.skip(left).map_err(|e| (before, e))?;
+            }
+            self.open = Some((file, Npz::open(path).map_err(|e| (file, e))?));
+        }
+        let (_, npz) = self.open.as_mut().expect("opened above");
+        let position = arrays[0].rows - npz.rows_left();
+        npz.skip(row - position).map_err(|e| (file, e))?;
+        let of_array: Vec<usize> =
+            arrays.iter().map(|array| columns.iter().position(|c| c.name == array.name).expect("columns of all files")).collect();
+        let mut outs: Vec<Option<&mut [u8]>> = columns.iter_mut().map(|column| Some(column.rows_mut(at, n))).collect();
+        let mut outs: Vec<&mut [u8]> = of_array.iter().map(|&i| outs[i].take().expect("one array a column")).collect();
+        npz.read(n as u64, &mut outs).map_err(|e| (file, e))?;
+        for &i in &of_array {
+            for k in columns[i].check(at, n) {
+                let reject = Reject::row(&path.display().to_string(), row + (k - at) as u64, "vector is not finite", "");
+                self.lost.push((file, Reject { column: Some(columns[i].name.clone()), kept: true, ..reject }));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A column of vectors being filled.
+struct Column {
+    name: String,
+    dim: usize,
+    values: MutableBuffer,
+    valid: Vec<bool>,
+}
+
+impl Column {
+    fn new(array: &npz::Array, n: usize) -> Column {
+        let dim = array.dim as usize;
+        Column { name: array.name.clone(), dim, values: MutableBuffer::from_len_zeroed(n * dim * 2), valid: vec![false; n] }
+    }
+
+    fn rows_mut(&mut self, at: usize, n: usize) -> &mut [u8] {
+        &mut self.values.as_slice_mut()[at * self.dim * 2..(at + n) * self.dim * 2]
+    }
+
+    fn take(&mut self, at: usize, values: &ArrayRef) {
+        let list = values.as_fixed_size_list();
+        let numbers = list.values().as_primitive::<Float16Type>().values();
+        for i in 0..list.len() {
+            let start = list.value_offset(i) as usize;
+            let row = &numbers[start..start + self.dim];
+            for (out, x) in self.rows_mut(at + i, 1).chunks_exact_mut(2).zip(row) {
+                out.copy_from_slice(&x.to_le_bytes());
+            }
+            self.valid[at + i] = list.is_valid(i);
+        }
+    }
+
+    /// Marks rows `at..at + n` as there, but for those with NaN or infinity, which it gives.
+    fn check(&mut self, at: usize, n: usize) -> Vec<usize> {
+        let mut bad = Vec::new();
+        for i in at..at + n {
+            // All bits of the exponent: an or over the row finds none in most.
+            let row = self.rows_mut(i, 1);
+            let found = row.as_chunks::<2>().0.iter().fold(false, |bad, x| bad | (u16::from_le_bytes(*x) & 0x7c00 == 0x7c00));
+            if found {
+                row.fill(0);
+                bad.push(i);
+            }
+            self.valid[i] = !found;
+        }
+        bad
+    }
+
+    fn finish(self) -> ArrayRef {
+        let values = ScalarBuffer::<f16>::from(Buffer::from(self.values));
+        let item = Arc::new(Field::new("item", DataType::Float16, true));
+        let nulls = self.valid.contains(&false).then(|| NullBuffer::from(self.valid));
+        let list = FixedSizeListArray::try_new(item, self.dim as i32, Arc::new(Float16Array::new(values, None)), nulls);
+        Arc::new(list.expect("n * dim values"))
+    }
+}
+
+async fn commit(
+    run: &mut Run<'_>,
+    dataset: &mut Arc<Dataset>,
+    group: DataReplacementGroup,
+    files: Vec<(Entry, Vec<Reject>)>,
+    values: Vec<(Reject, FileDigest)>,
+) -> Result<()> {
+    run.count(&values.iter().map(|(reject, _)| reject.clone()).collect::<Vec<_>>())?;
+    let values: Vec<_> = values.into_iter().map(|(reject, digest)| (reject, Some(digest))).collect();
+    rejects::append(run.pool, &values).await?;
+    let mut entries = run.record(files).await?;
+    for entry in &mut entries {
+        entry.rejected = values.iter().filter(|(_, digest)| *digest == Some(entry.digest)).count() as u64;
+    }
+    let operation = Operation::DataReplacement { replacements: vec![group] };
+    *dataset = crate::commit::execute(dataset, operation, ledger::properties(&entries)).await?;
+    entries.iter_mut().for_each(|entry| entry.version = dataset.version().version);
+    run.ledger.append(run.pool, entries).await
 }

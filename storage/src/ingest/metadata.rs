@@ -1,270 +1,500 @@
-use std::collections::HashMap;
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, FixedSizeBinaryArray, FixedSizeBinaryBuilder, RecordBatch, RecordBatchReader, new_null_array,
+    Array, ArrayRef, BooleanArray, FixedSizeBinaryBuilder, RecordBatch, RecordBatchIterator, RecordBatchReader, new_null_array,
 };
-use arrow::compute::{CastOptions, cast, cast_with_options, filter_record_batch};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::compute::{filter_record_batch, interleave};
+use arrow::datatypes::{Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
-use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use futures::StreamExt;
+use lance::Dataset;
+use lance::dataset::ProjectionRequest;
+use lance::table::format::Fragment;
+use sha2::{Digest, Sha256};
+use tokio::task::JoinHandle;
 
-use super::embeddings::{self, NpzArray};
 use super::sources::{Kind, Source};
-use super::{Shared, lock};
-use crate::ledger::FileDigest;
-use crate::uid::hex_decode;
-use crate::{Error, Pool, Result, Table, Uid, schema};
+use super::{Run, census, convert, entry, table};
+use crate::commit::{self, Change};
+use crate::ledger::{Entry, FileDigest, digest_file};
+use crate::rejects::Reject;
+use crate::uid::UidMap;
+use crate::{Error, Result, Table, Uid, schema};
 
-/// Rows decoded at a time: with CommonPool's four embeddings some 20 MB.
-const BATCH_ROWS: usize = 4096;
+const DUPLICATE: &str = "uid is in the pool already";
+const BREAKS_OFF: &str = "file breaks off";
 
-/// A metadata file, opened, with the arrays beside it.
-struct Opened {
-    reader: ParquetRecordBatchReader,
-    arrays: Vec<NpzArray>,
+/// A metadata file whose header is in order.
+#[derive(Clone)]
+struct File {
+    source: Source,
+    rows: u64,
+    has_uid: bool,
+    /// Columns that only metadata brings: a row that lacks them was brought by a shard, and is completed.
+    own: Vec<String>,
+    digest: Option<FileDigest>,
+    known: bool,
+    /// Where a broken file ends, and why.
+    end: Option<(u64, String)>,
 }
 
-impl Opened {
-    fn new(source: &Source) -> Result<(Opened, Option<Error>)> {
-        let path = &source.path;
-        let parquet = |source| Error::Parquet { path: path.clone(), source };
-        let file = File::open(path).map_err(Error::io(path))?;
-        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(parquet)?;
-        let rows = builder.metadata().file_metadata().num_rows() as u64;
-        let schema = builder.schema().clone();
-        let has = |name: &str| schema.field_with_name(name).is_ok();
-        if !(has("uid") || has("url") && has("text")) {
-            let found = schema.fields().iter().map(|f| f.name().as_str()).collect::<Vec<_>>().join(", ");
-            return Err(Error::ColumnMissing { path: path.clone(), column: "uid", found });
+/// Brings in all metadata files, in groups of about a fragment's rows.
+pub(super) async fn ingest(run: &mut Run<'_>) -> Result<()> {
+    let sources = run.of_kind(Kind::Metadata);
+    let (mut files, new_schema) = plan(run, sources).await?;
+    if files.is_empty() {
+        return Ok(());
+    }
+    let existing = run.pool.dataset(Table::Pool).await?.map(|dataset| Schema::from(dataset.schema()));
+    let known = existing.as_ref().map_or(0, |s| s.fields().len());
+    if existing.is_some() && new_schema.fields().len() > known {
+        run.pool.add_null_columns(Schema::new(new_schema.fields()[known..].to_vec())).await?;
+    }
+    let new_schema = Arc::new(new_schema);
+    let mut dataset = commit::create(run.pool, Table::Pool, new_schema.clone()).await?;
+    let groups = groups(&files, run.options.fragment_rows as u64);
+
+    let mut flying: VecDeque<Flying> = VecDeque::new();
+    let mut next = 0;
+    loop {
+        while flying.len() < run.options.writers() && next < groups.len() {
+            let group = Arc::new(plan_group(run, &dataset, &mut files[groups[next].clone()], &flying).await?);
+            let (fragment_rows, done) = (run.options.fragment_rows, run.done.clone());
+            let task = tokio::spawn(write(dataset.clone(), new_schema.clone(), group.clone(), fragment_rows, done));
+            flying.push_back(Flying { number: next, group, task });
+            next += 1;
         }
-        let (arrays, wrong) = match source.embeddings.as_deref().map(|npz| embeddings::open(npz, rows)) {
-            Some(Err(e)) => (vec![], Some(e)),
-            Some(Ok(arrays)) => (arrays, None),
-            None => (vec![], None),
-        };
-        let reader = builder.with_batch_size(BATCH_ROWS).build().map_err(parquet)?;
-        Ok((Opened { reader, arrays }, wrong))
-    }
-
-    /// The columns that this file brings, as the pool has them.
-    fn fields(&self) -> Vec<Field> {
-        let schema = self.reader.schema();
-        let columns = schema
-            .fields()
-            .iter()
-            .map(|f| schema::pool_field(f.name()).unwrap_or_else(|| Field::new(f.name(), f.data_type().clone(), true)));
-        let uid = schema::pool_field("uid").filter(|_| schema.field_with_name("uid").is_err());
-        uid.into_iter().chain(columns).chain(self.arrays.iter().map(NpzArray::field)).collect()
+        let Some(Flying { number, group, task }) = flying.pop_front() else { return Ok(()) };
+        let what = group.files.first().map(|f| f.source.name()).unwrap_or_default();
+        match run.wait(&what, task).await? {
+            Written::Done { fragments, files } => {
+                let mut change = Change { fragments, ..Change::default() };
+                for (_, address) in group.files.iter().flat_map(|file| &file.completes) {
+                    change.dead.entry((address >> 32) as u32).or_default().push(*address as u32);
+                }
+                for (entry, _) in &files {
+                    run.summary.rows += entry.added;
+                    run.summary.completed += entry.rows - entry.added;
+                }
+                dataset = run.commit(&dataset, change, files).await?;
+            }
+            // What this group and those after it were found to hold is no longer so.
+            Written::Broken { file, end } => {
+                files[groups[number].clone()].iter_mut().filter(|f| f.source == file).for_each(|f| f.end = Some(end.clone()));
+                flying.drain(..).for_each(|later| later.task.abort());
+                next = number;
+            }
+        }
     }
 }
 
-/// Settles the pool's columns: those it has and those that the new files bring. Files that cannot be opened, or that
-/// disagree with the pool about a column's type, are left out and counted.
-pub(super) async fn plan_schema(pool: &Pool, fresh: &mut Vec<(Source, FileDigest)>, shared: &Shared) -> Result<()> {
-    let existing = pool.dataset(Table::Pool).await?.map(|dataset| Schema::from(dataset.schema()));
+/// Reads all headers, and settles the pool's columns: those it has and those that the files bring. Files that cannot
+/// be opened, or have a column that cannot be converted to the pool's type, are rejected.
+async fn plan(run: &mut Run<'_>, sources: Vec<Source>) -> Result<(Vec<File>, Schema)> {
+    let existing = run.pool.dataset(Table::Pool).await?.map(|dataset| Schema::from(dataset.schema()));
     let mut fields: Vec<Field> = existing.iter().flat_map(|s| s.fields().iter().map(|f| f.as_ref().clone())).collect();
-    let known = fields.len();
     if fields.is_empty() {
         fields.extend(schema::pool_field("uid"));
     }
-    fresh.retain(|(source, _)| match source.kind {
-        Kind::Shard => true,
-        Kind::Metadata => match add_fields(&mut fields, source) {
-            Ok(()) => true,
-            Err(e) => {
-                lock(shared).summary.skip("unreadable metadata file", || e.to_string());
-                false
+    let mut files = Vec::new();
+    for source in sources {
+        let opened = table::header(&source.path).and_then(|header| Ok((add_fields(&mut fields, &source, &header.schema)?, header)));
+        match opened {
+            Ok((own, header)) => {
+                let has_uid = header.schema.field_with_name("uid").is_ok();
+                files.push(File { source, rows: header.rows, has_uid, own, digest: None, known: false, end: None });
             }
-        },
-    });
-    if existing.is_none() && fresh.iter().any(|(source, _)| source.kind == Kind::Shard) {
-        let absent = |name: &&&str| !fields.iter().any(|f| f.name() == **name);
-        let of_shards: Vec<Field> = schema::SHARD_COLUMNS.iter().filter(absent).filter_map(|n| schema::pool_field(n)).collect();
-        fields.extend(of_shards);
+            Err(e) => {
+                let reason = match e {
+                    Error::ColumnMissing { .. } => "no uid, and no url and text to make one of",
+                    Error::ColumnType { .. } => "a column has another type than the pool's",
+                    _ => "not readable",
+                };
+                let digest = digest_file(&source.path).ok();
+                run.reject_file(&source, digest, Reject::file(&source.name(), reason, e)).await?;
+            }
+        }
     }
-    if existing.is_some() && fields.len() > known {
-        pool.add_null_columns(Schema::new(fields[known..].to_vec())).await?;
-    }
-    lock(shared).schema = Arc::new(Schema::new(fields));
-    Ok(())
+    Ok((files, Schema::new(fields)))
 }
 
-fn add_fields(fields: &mut Vec<Field>, source: &Source) -> Result<()> {
-    let (opened, _) = Opened::new(source)?;
-    let mut new = Vec::new();
-    for field in opened.fields() {
-        match fields.iter().find(|f| f.name() == field.name()) {
-            Some(f) if f.data_type() == field.data_type() => {}
-            Some(f) => {
-                return Err(Error::ColumnType {
-                    path: source.path.clone(),
-                    column: field.name().clone(),
-                    expected: f.data_type().to_string(),
-                    got: field.data_type().to_string(),
-                });
-            }
-            None => new.push(field),
+/// Adds the file's new columns, and names those that no shard brings.
+fn add_fields(fields: &mut Vec<Field>, source: &Source, file: &SchemaRef) -> Result<Vec<String>> {
+    let (mut new, mut own) = (Vec::new(), Vec::new());
+    for field in file.fields() {
+        let as_stored = schema::pool_field(field.name()).unwrap_or_else(|| schema::extra_field(field));
+        let stored = fields.iter().find(|f| f.name() == field.name()).unwrap_or(&as_stored);
+        if !convert::can_convert(field.data_type(), stored) {
+            return Err(Error::ColumnType {
+                path: source.path.clone(),
+                column: field.name().clone(),
+                expected: stored.data_type().to_string(),
+                got: field.data_type().to_string(),
+            });
+        }
+        if !fields.iter().any(|f| f.name() == field.name()) {
+            new.push(as_stored);
+        }
+        if !schema::SHARD_COLUMNS.contains(&field.name().as_str()) {
+            own.push(field.name().clone());
         }
     }
     fields.extend(new);
+    Ok(own)
+}
+
+/// Consecutive files of together about `rows` rows.
+fn groups(files: &[File], rows: u64) -> Vec<Range<usize>> {
+    let (mut groups, mut start, mut held) = (Vec::new(), 0, 0);
+    for (i, file) in files.iter().enumerate() {
+        if i > start && held + file.rows > rows {
+            groups.push(start..i);
+            (start, held) = (i, 0);
+        }
+        held += file.rows;
+    }
+    if start < files.len() {
+        groups.push(start..files.len());
+    }
+    groups
+}
+
+/// A group that is being written.
+struct Flying {
+    number: usize,
+    group: Arc<Group>,
+    task: JoinHandle<Result<Written>>,
+}
+
+/// Files, and what of each goes in.
+struct Group {
+    files: Vec<Planned>,
+    uids: UidMap<(u32, u32)>,
+}
+
+struct Planned {
+    source: Source,
+    digest: FileDigest,
+    end: Option<u64>,
+    /// Rows that do not go in, ascending.
+    dropped: Vec<u64>,
+    /// Rows that take the place of one that a shard has brought, ascending, with its address.
+    completes: Vec<(u64, u64)>,
+    rejects: Vec<Reject>,
+}
+
+/// What a file's uids are: its digest, one uid a row (zero where there is none), the rows without, and where and why
+/// it ends early.
+struct Uids {
+    digest: FileDigest,
+    uids: Vec<Uid>,
+    bad: Vec<(u64, &'static str, String)>,
+    end: Option<(u64, String)>,
+}
+
+fn read_uids(file: &File) -> Result<Uids> {
+    let digest = digest_file(&file.source.path)?;
+    let mut read = Uids { digest, uids: Vec::with_capacity(file.rows as usize), bad: Vec::new(), end: file.end.clone() };
+    let columns: &[&str] = if file.has_uid { &["uid"] } else { &["url", "text"] };
+    for batch in table::open(&file.source.path, Some(columns))? {
+        let uids = match batch {
+            Ok(batch) => convert::uids(&batch)?,
+            Err(e) => {
+                read.end.get_or_insert((read.uids.len() as u64, e.to_string()));
+                break;
+            }
+        };
+        for uid in uids {
+            let row = read.uids.len() as u64;
+            if read.end.as_ref().is_some_and(|(end, _)| row == *end) {
+                return Ok(read);
+            }
+            read.uids.push(uid.unwrap_or_else(|(_, reason, detail)| {
+                read.bad.push((row, reason, detail));
+                Uid::default()
+            }));
+        }
+    }
+    Ok(read)
+}
+
+/// Decides what of each file goes in: rows with a proper uid that neither the pool, nor a group before it, nor a row
+/// before it has.
+async fn plan_group(run: &mut Run<'_>, dataset: &Arc<Dataset>, files: &mut [File], flying: &VecDeque<Flying>) -> Result<Group> {
+    let reading = files.iter().filter(|file| !file.known).map(|file| {
+        let file = file.clone();
+        async move {
+            let uids = tokio::task::spawn_blocking({
+                let file = file.clone();
+                move || read_uids(&file)
+            });
+            (file.source, uids.await)
+        }
+    });
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let read: Vec<_> = futures::stream::iter(reading.collect::<Vec<_>>()).buffered(cores).collect().await;
+
+    let mut group = Group { files: Vec::new(), uids: UidMap::default() };
+    for (source, uids) in read {
+        let file = files.iter_mut().find(|f| f.source == source).expect("one of these");
+        let name = source.name();
+        let uids = match uids.map_err(|_| Error::ReaderPanicked { path: source.path.clone() })? {
+            Ok(uids) => uids,
+            Err(e) => {
+                file.known = true;
+                run.reject_file(&source, file.digest, Reject::file(&name, "not readable", e)).await?;
+                continue;
+            }
+        };
+        if file.digest.replace(uids.digest).is_none() && run.is_known(&uids.digest) {
+            file.known = true;
+            run.known(&source);
+            continue;
+        }
+        let mut rejects: Vec<Reject> = uids.bad.iter().map(|(row, reason, detail)| Reject::row(&name, *row, reason, detail)).collect();
+        if let Some((end, why)) = &uids.end {
+            rejects.push(Reject::row(&name, *end, BREAKS_OFF, why));
+        }
+        let mut dropped: Vec<u64> = uids.bad.iter().map(|(row, ..)| *row).collect();
+        let mut bad = uids.bad.iter().map(|(row, ..)| *row).peekable();
+        let number = group.files.len() as u32;
+        for (row, uid) in uids.uids.iter().enumerate() {
+            if bad.next_if_eq(&(row as u64)).is_some() {
+                continue;
+            }
+            let in_flight = flying.iter().any(|f| f.group.uids.contains_key(uid));
+            if in_flight || group.uids.contains_key(uid) {
+                dropped.push(row as u64);
+                rejects.push(Reject::row(&name, row as u64, DUPLICATE, uid));
+            } else {
+                group.uids.insert(*uid, (number, row as u32));
+            }
+        }
+        let end = uids.end.map(|(end, _)| end);
+        group.files.push(Planned { source, digest: uids.digest, end, dropped, completes: vec![], rejects });
+    }
+    let mut existing = Vec::new();
+    census::find(dataset, &group.uids, |uid, address| existing.push((group.uids[&uid], uid, address))).await?;
+    existing.sort_unstable();
+    for (number, planned) in group.files.iter_mut().enumerate() {
+        let of_file = existing.iter().filter(|((file, _), ..)| *file == number as u32);
+        let of_file: Vec<(u64, Uid, u64)> = of_file.map(|((_, row), uid, address)| (u64::from(*row), *uid, *address)).collect();
+        if !of_file.is_empty() {
+            let own = &files.iter().find(|f| f.source == planned.source).expect("one of these").own;
+            decide_existing(dataset, planned, own, of_file).await?;
+        }
+        planned.dropped.sort_unstable();
+        planned.dropped.dedup();
+        planned.rejects.sort_by_key(|reject| reject.row);
+    }
+    Ok(group)
+}
+
+/// Rows whose uid the pool has: one that fills a column that is null there completes it, others are duplicates.
+async fn decide_existing(dataset: &Arc<Dataset>, planned: &mut Planned, own: &[String], rows: Vec<(u64, Uid, u64)>) -> Result<()> {
+    let name = planned.source.name();
+    let own: Vec<&str> = own.iter().map(String::as_str).filter(|name| dataset.schema().field(name).is_some()).collect();
+    let mut fills = vec![false; rows.len()];
+    if !own.is_empty() {
+        // Row by row as the file has them, against the same rows of the pool.
+        let addresses: Vec<u64> = rows.iter().map(|(.., address)| *address).collect();
+        let projection = ProjectionRequest::from_columns(own.iter().copied(), dataset.schema());
+        let old = dataset.take_rows(&addresses, projection).await.map_err(Error::lance(dataset.uri()))?;
+        let (mut at, mut row) = (0, 0);
+        for batch in table::open(&planned.source.path, Some(&own))? {
+            let Ok(batch) = batch else { break };
+            while at < rows.len() && rows[at].0 < row + batch.num_rows() as u64 {
+                let i = (rows[at].0 - row) as usize;
+                fills[at] = own.iter().any(|column| batch[*column].is_valid(i) && old[*column].is_null(at));
+                at += 1;
+            }
+            row += batch.num_rows() as u64;
+        }
+    }
+    for ((row, uid, address), fills) in rows.into_iter().zip(fills) {
+        if fills {
+            planned.completes.push((row, address));
+        } else {
+            planned.dropped.push(row);
+            planned.rejects.push(Reject::row(&name, row, DUPLICATE, uid));
+        }
+    }
     Ok(())
 }
 
-/// Appends a file's rows as one version of `pool`, whose number it returns.
-pub(super) async fn ingest(pool: &Pool, source: &Source, shared: &Shared) -> Result<u64> {
-    let (opened, wrong_embeddings) = Opened::new(source)?;
-    if let Some(e) = wrong_embeddings {
-        lock(shared).summary.skip("unreadable embeddings file", || e.to_string());
+enum Written {
+    Done { fragments: Vec<Fragment>, files: Vec<(Entry, Vec<Reject>)> },
+    /// A file turned out to end before `end`.
+    Broken { file: Source, end: (u64, String) },
+}
+
+/// Writes a group's rows as fragments.
+async fn write(dataset: Arc<Dataset>, schema: SchemaRef, group: Arc<Group>, fragment_rows: usize, done: Arc<AtomicU64>) -> Result<Written> {
+    let (sender, receiver) = std::sync::mpsc::sync_channel(4);
+    let reader = tokio::task::spawn_blocking({
+        let (schema, dataset) = (schema.clone(), dataset.clone());
+        move || read_group(&group, &schema, &dataset, &sender, &done)
+    });
+    let batches: Box<dyn RecordBatchReader + Send> = Box::new(RecordBatchIterator::new(receiver, schema));
+    let fragments = commit::write_fragments(&dataset, batches, fragment_rows).await;
+    match reader.await.map_err(|_| Error::ReaderPanicked { path: dataset.uri().into() })? {
+        Ok(files) => Ok(Written::Done { fragments: fragments?, files }),
+        Err(Stopped::Broken { file, end }) => Ok(Written::Broken { file, end }),
+        Err(Stopped::Failed(e)) => Err(e),
+        Err(Stopped::WriterGone) => Err(fragments.err().unwrap_or(Error::Changed { path: dataset.uri().to_string() })),
     }
-    let schema = lock(shared).schema.clone();
-    let rows = Rows { opened, schema, path: source.path.clone(), row: 0, shared: shared.clone() };
-    pool.append(Table::Pool, Box::new(rows)).await
 }
 
-/// A metadata file's good rows in the pool's schema.
-struct Rows {
-    opened: Opened,
-    schema: SchemaRef,
-    path: PathBuf,
-    /// Rows read so far, good or bad.
-    row: usize,
-    shared: Shared,
+enum Stopped {
+    Broken { file: Source, end: (u64, String) },
+    Failed(Error),
+    WriterGone,
 }
 
-impl Rows {
-    fn convert(&mut self, batch: &RecordBatch) -> Result<RecordBatch> {
-        let n = batch.num_rows();
-        let mut arrays: HashMap<String, ArrayRef> = HashMap::new();
-        for array in &mut self.opened.arrays {
-            match array.read(n) {
-                Ok(values) => arrays.insert(array.name.clone(), values),
+impl From<Error> for Stopped {
+    fn from(e: Error) -> Stopped {
+        Stopped::Failed(e)
+    }
+}
+
+type Batches = SyncSender<Result<RecordBatch, ArrowError>>;
+
+fn read_group(
+    group: &Group,
+    schema: &SchemaRef,
+    dataset: &Arc<Dataset>,
+    batches: &Batches,
+    done: &AtomicU64,
+) -> Result<Vec<(Entry, Vec<Reject>)>, Stopped> {
+    let mut entries = Vec::new();
+    for file in &group.files {
+        let mut rows = Rows::new(file, schema, dataset);
+        for batch in table::open(&file.source.path, None)? {
+            let batch = match batch {
+                _ if rows.is_at_end() => break,
+                Ok(batch) => rows.convert(&batch)?,
                 Err(e) => {
-                    lock(&self.shared).summary.skip(super::EMBEDDINGS_BREAK_OFF, || e.to_string());
-                    arrays.clear();
-                    break;
+                    // The writer must not take what it has for all.
+                    let _ = batches.send(Err(ArrowError::ExternalError(e.to_string().into())));
+                    return Err(Stopped::Broken { file: file.source.clone(), end: (rows.row, e.to_string()) });
                 }
             };
+            if batch.num_rows() > 0 && batches.send(Ok(batch)).is_err() {
+                return Err(Stopped::WriterGone);
+            }
         }
-        if arrays.is_empty() {
-            self.opened.arrays.clear();
+        done.fetch_add(file.source.bytes, Ordering::Relaxed);
+        entries.push(rows.finish());
+    }
+    Ok(entries)
+}
+
+/// A metadata file's rows on their way into the pool.
+struct Rows<'a> {
+    file: &'a Planned,
+    name: String,
+    schema: &'a SchemaRef,
+    dataset: &'a Arc<Dataset>,
+    /// Rows read so far, and how many of `dropped` and `completes` lie before.
+    row: u64,
+    dropped: usize,
+    completed: usize,
+    entry: Entry,
+    uids: Sha256,
+    rejects: Vec<Reject>,
+}
+
+impl<'a> Rows<'a> {
+    fn new(file: &'a Planned, schema: &'a SchemaRef, dataset: &'a Arc<Dataset>) -> Rows<'a> {
+        let entry = entry(&file.source, file.digest);
+        let name = file.source.name();
+        Rows { file, name, schema, dataset, row: 0, dropped: 0, completed: 0, entry, uids: Sha256::new(), rejects: file.rejects.clone() }
+    }
+
+    fn is_at_end(&self) -> bool {
+        self.file.end.is_some_and(|end| self.row >= end)
+    }
+
+    fn convert(&mut self, batch: &RecordBatch) -> Result<RecordBatch> {
+        let n = match self.file.end {
+            Some(end) => batch.num_rows().min((end - self.row) as usize),
+            None => batch.num_rows(),
+        };
+        let batch = batch.slice(0, n);
+        let mut keep = vec![true; n];
+        while let Some(&row) = self.file.dropped.get(self.dropped).filter(|&&row| row < self.row + n as u64) {
+            keep[(row - self.row) as usize] = false;
+            self.dropped += 1;
         }
-        let has_embeddings = !arrays.is_empty();
-        let (uids, keep) = self.uids(batch)?;
-        let columns = self.schema.fields().iter().map(|field| {
-            let column = if field.name() == "uid" {
-                Arc::new(uids.clone()) as ArrayRef
-            } else if let Some(array) = arrays.remove(field.name()) {
-                array
-            } else if let Some(column) = batch.column_by_name(field.name()) {
-                convert_column(column, field, &self.path)?
-            } else {
-                new_null_array(field.data_type(), n)
-            };
-            Ok(column)
+        let mut uids = FixedSizeBinaryBuilder::with_capacity(n, 16);
+        for (uid, keep) in convert::uids(&batch)?.into_iter().zip(&keep) {
+            let uid = uid.unwrap_or_default();
+            if *keep {
+                self.entry.first_uid.get_or_insert(uid.0);
+                self.entry.rows += 1;
+                self.uids.update(uid.0);
+            }
+            uids.append_value(uid.0)?;
+        }
+        let mut columns: Vec<ArrayRef> = Vec::with_capacity(self.schema.fields().len());
+        let uids: ArrayRef = Arc::new(uids.finish());
+        for field in self.schema.fields() {
+            let mut lost = Vec::new();
+            columns.push(match batch.column_by_name(field.name()) {
+                _ if field.name() == "uid" => uids.clone(),
+                Some(column) => convert::column(column, field, &mut lost)?,
+                None => new_null_array(field.data_type(), n),
+            });
+            for (i, reason, detail) in lost.into_iter().filter(|(i, ..)| keep[*i]) {
+                let row = Reject::row(&self.name, self.row + i as u64, reason, detail);
+                self.rejects.push(Reject { column: Some(field.name().clone()), kept: true, ..row });
+            }
+        }
+        let columns = self.complete(columns, n)?;
+        let batch = RecordBatch::try_new(self.schema.clone(), columns)?;
+        self.row += n as u64;
+        Ok(filter_record_batch(&batch, &BooleanArray::from(keep))?)
+    }
+
+    /// Where a row takes the place of one in the pool, what it lacks is taken over.
+    fn complete(&mut self, columns: Vec<ArrayRef>, n: usize) -> Result<Vec<ArrayRef>> {
+        let of_batch: Vec<(usize, u64)> = self.file.completes[self.completed..]
+            .iter()
+            .take_while(|(row, _)| *row < self.row + n as u64)
+            .map(|(row, address)| ((row - self.row) as usize, *address))
+            .collect();
+        if of_batch.is_empty() {
+            return Ok(columns);
+        }
+        self.completed += of_batch.len();
+        let addresses: Vec<u64> = of_batch.iter().map(|(_, address)| *address).collect();
+        let names = self.schema.fields().iter().map(|f| f.name().as_str());
+        let projection = ProjectionRequest::from_columns(names, self.dataset.schema());
+        let old = self.dataset.take_rows(&addresses, projection);
+        let old = tokio::runtime::Handle::current().block_on(old).map_err(Error::lance(self.dataset.uri()))?;
+        let at: HashMap<usize, usize> = of_batch.iter().enumerate().map(|(k, (i, _))| (*i, k)).collect();
+        let columns = self.schema.fields().iter().zip(columns).map(|(field, new)| {
+            let Some(old) = old.column_by_name(field.name()) else { return Ok(new) };
+            let from: Vec<(usize, usize)> = (0..n)
+                .map(|i| match at.get(&i) {
+                    Some(&k) if new.is_null(i) => (1, k),
+                    _ => (0, i),
+                })
+                .collect();
+            Ok(interleave(&[new.as_ref(), old.as_ref()], &from)?)
         });
-        let columns = columns.collect::<Result<Vec<_>>>()?;
-        let batch = filter_record_batch(&RecordBatch::try_new(self.schema.clone(), columns)?, &keep)?;
-        let summary = &mut lock(&self.shared).summary;
-        summary.rows += batch.num_rows() as u64;
-        summary.embeddings += if has_embeddings { batch.num_rows() as u64 } else { 0 };
-        self.row += n;
-        Ok(batch)
+        columns.collect()
     }
 
-    /// The rows' uids, and which rows to keep: those with a proper uid that the pool does not have.
-    fn uids(&self, batch: &RecordBatch) -> Result<(FixedSizeBinaryArray, BooleanArray)> {
-        let text = |name| Ok::<_, Error>(cast(batch.column_by_name(name).expect("checked when opened"), &DataType::Utf8)?);
-        let made = batch.column_by_name("uid").is_none();
-        let (uid_text, url, caption) =
-            if made { (None, Some(text("url")?), Some(text("text")?)) } else { (Some(batch["uid"].clone()), None, None) };
-        let binary = uid_text.as_ref().and_then(|c| c.as_fixed_size_binary_opt().cloned());
-        let uid_text = match (&binary, &uid_text) {
-            (None, Some(column)) => Some(cast(column, &DataType::Utf8)?),
-            _ => None,
-        };
-        let uid_of = |i: usize| -> Option<Uid> {
-            if let Some(binary) = &binary {
-                return binary.is_valid(i).then(|| binary.value(i).try_into().ok().map(Uid))?;
-            }
-            if let Some(column) = &uid_text {
-                let column = column.as_string::<i32>();
-                return column.is_valid(i).then(|| column.value(i).parse().ok())?;
-            }
-            let value = |c: &Option<ArrayRef>| c.as_ref().map(|c| c.as_string::<i32>().value(i).to_string()).unwrap_or_default();
-            Some(Uid::of_pair(&value(&url), &value(&caption)))
-        };
-        let mut state = lock(&self.shared);
-        let mut uids = FixedSizeBinaryBuilder::with_capacity(batch.num_rows(), 16);
-        let mut keep = Vec::with_capacity(batch.num_rows());
-        for i in 0..batch.num_rows() {
-            let uid = uid_of(i);
-            let place = || format!("{}, row {}", self.path.display(), self.row + i);
-            let fresh = match uid {
-                None => {
-                    state.summary.skip("not a uid", place);
-                    false
-                }
-                Some(uid) if !state.pool_uids.insert(uid) => {
-                    state.summary.skip("uid is in the pool already", place);
-                    false
-                }
-                Some(_) => true,
-            };
-            keep.push(fresh);
-            uids.append_value(uid.unwrap_or_default().0)?;
-        }
-        Ok((uids.finish(), BooleanArray::from(keep)))
-    }
-}
-
-/// A source's column in the pool's type; values that do not fit are null.
-fn convert_column(column: &ArrayRef, field: &Field, path: &Path) -> Result<ArrayRef> {
-    if column.data_type() == field.data_type() {
-        return Ok(column.clone());
-    }
-    if field.name() == "sha256" {
-        let text = cast(column, &DataType::Utf8)?;
-        let mut digests = FixedSizeBinaryBuilder::with_capacity(column.len(), 32);
-        let mut bytes = [0; 32];
-        for digest in text.as_string::<i32>() {
-            match digest {
-                Some(digest) if hex_decode(digest, &mut bytes) => digests.append_value(bytes)?,
-                _ => digests.append_null(),
-            }
-        }
-        return Ok(Arc::new(digests.finish()));
-    }
-    let options = CastOptions { safe: true, ..CastOptions::default() };
-    cast_with_options(column, field.data_type(), &options).map_err(|_| Error::ColumnType {
-        path: path.to_path_buf(),
-        column: field.name().clone(),
-        expected: field.data_type().to_string(),
-        got: column.data_type().to_string(),
-    })
-}
-
-impl Iterator for Rows {
-    type Item = Result<RecordBatch, ArrowError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let error = match self.opened.reader.next()? {
-            Ok(batch) => match self.convert(&batch) {
-                Ok(batch) => return Some(Ok(batch)),
-                Err(e) => e.to_string(),
-            },
-            Err(e) => format!("{}: {e}", self.path.display()),
-        };
-        // What was read before stays; the rest of a broken file cannot be had.
-        lock(&self.shared).summary.skip(super::METADATA_BREAKS_OFF, || error);
-        None
-    }
-}
-
-impl RecordBatchReader for Rows {
-    fn schema(&self) -> SchemaRef {
-        self.schema.clone()
+    fn finish(self) -> (Entry, Vec<Reject>) {
+        let added = self.entry.rows - self.completed as u64;
+        let mut rejects = self.rejects;
+        rejects.sort_by_key(|reject| reject.row);
+        let uids_digest = Some(self.uids.finalize().into());
+        (Entry { added, uids_digest, ..self.entry }, rejects)
     }
 }

@@ -1,149 +1,242 @@
-//! Sources into a pool: metadata parquet with embeddings beside it, and webdataset shards.
+//! Sources into a pool: metadata first, then the embeddings that belong to it, then shards.
+//!
+//! Files are taken in groups. A group is looked through for digests and uids (`census`), what is new of it is
+//! written as fragments that no version holds, and one commit adds them together with the group's ledger entries.
+//! A run that is stopped anywhere leaves whole groups or nothing of them, and the next goes on from there.
 
+mod census;
+mod convert;
 mod embeddings;
 mod metadata;
+mod npz;
+mod shard;
 mod shards;
 mod sources;
+mod table;
 
-use std::collections::{BTreeMap, HashSet};
-use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use arrow::datatypes::{Schema, SchemaRef};
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use lance::Dataset;
+use tokio::task::JoinHandle;
 
-use crate::ledger::{self, Entry};
-use crate::{OnProgress, Pool, Progress, Result, Table, Uid};
+use crate::commit::{self, Change};
+use crate::ledger::{self, Entry, FileDigest, Ledger};
+use crate::lock::Lock;
+use crate::rejects::{self, Reject};
+use crate::uid::hex_decode;
+use crate::{Error, OnProgress, Pool, Progress, Result, Table, schema};
 use sources::{Kind, Source};
 
-/// What an ingest did. `skipped` counts by reason what was left out, `examples` names the first of each.
+/// How to ingest.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Bytes to hold at most, roughly.
+    pub memory: u64,
+    /// Stop at the first reject.
+    pub strict: bool,
+    /// Rows of `pool` a fragment.
+    pub fragment_rows: usize,
+    /// Bytes of shards a commit, and images a fragment.
+    pub group_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { memory: 2 << 30, strict: false, fragment_rows: 1 << 20, group_bytes: 1 << 30 }
+    }
+}
+
+impl Options {
+    /// Groups written at the same time: each takes some 300 MB.
+    fn writers(&self) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        ((self.memory / (600 << 20)) as usize).clamp(1, cores)
+    }
+}
+
+/// What an ingest did.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Summary {
     pub files: u64,
-    /// Files whose content the ledger has already.
+    /// Files that the ledger has already.
     pub known_files: u64,
-    /// Samples added to `pool`, and how many of them came with embeddings.
+    /// Samples added to `pool`, samples that shards had brought and metadata completed, and samples that got vectors.
     pub rows: u64,
+    pub completed: u64,
     pub embeddings: u64,
     pub images: u64,
-    pub skipped: BTreeMap<&'static str, u64>,
+    /// What was left out, counted by reason, with the first of each.
+    pub rejects: BTreeMap<&'static str, u64>,
     pub examples: BTreeMap<&'static str, String>,
     pub pool_rows: u64,
     pub pool_images: u64,
 }
 
-const METADATA_BREAKS_OFF: &str = "metadata file breaks off";
-const EMBEDDINGS_BREAK_OFF: &str = "embeddings file breaks off, its rows are in without embeddings";
-const SHARD_BREAKS_OFF: &str = "shard breaks off";
-
-impl Summary {
-    fn skip(&mut self, reason: &'static str, place: impl FnOnce() -> String) {
-        *self.skipped.entry(reason).or_default() += 1;
-        self.examples.entry(reason).or_insert_with(place);
-    }
-
-    fn broken_off(&self) -> u64 {
-        [METADATA_BREAKS_OFF, EMBEDDINGS_BREAK_OFF, SHARD_BREAKS_OFF].iter().filter_map(|reason| self.skipped.get(reason)).sum()
-    }
-
-    fn skipped_in_all(&self) -> u64 {
-        self.skipped.values().sum()
-    }
-}
-
-/// What the readers share: the uids that are in the pool, and the counts.
-struct State {
-    pool_uids: HashSet<Uid>,
-    image_uids: HashSet<Uid>,
-    /// Columns of `pool` after this ingest; what a source lacks is null.
-    schema: SchemaRef,
-    summary: Summary,
-}
-
-type Shared = Arc<Mutex<State>>;
-
-fn lock(shared: &Shared) -> std::sync::MutexGuard<'_, State> {
-    shared.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
-/// Brings `sources` (files, folders, glob patterns) into the pool, metadata before shards, and skips every
-/// file whose digest the ledger has. A bad row or file is counted and left out; nothing else is lost.
-pub fn ingest<'a>(pool: &'a Pool, sources: &'a [String], on_progress: OnProgress<'a>) -> BoxFuture<'a, Result<Summary>> {
+/// Brings `sources` (files, folders, glob patterns) into the pool, and skips every file that the ledger has. A bad
+/// value, row or file is listed in the table `rejects` and costs nothing else.
+pub fn ingest<'a>(
+    pool: &'a Pool,
+    sources: &'a [String],
+    options: &'a Options,
+    on_progress: OnProgress<'a>,
+) -> BoxFuture<'a, Result<Summary>> {
     async move {
         let sources = sources::find(sources)?;
-        let known = ledger::digests(pool).await?;
-        let state = State {
-            pool_uids: pool.uid_set(Table::Pool).await?,
-            image_uids: pool.uid_set(Table::Images).await?,
-            schema: SchemaRef::new(Schema::empty()),
+        let _lock = Lock::take(pool)?;
+        commit::create(pool, Table::Rejects, schema::rejects()).await?;
+        let ledger = Ledger::open(pool).await?;
+        let mut run = Run {
+            pool,
+            options,
+            on_progress,
             summary: Summary { files: sources.len() as u64, ..Summary::default() },
+            total: sources.iter().map(|s| s.bytes).sum(),
+            done: Arc::new(AtomicU64::new(0)),
+            seen: HashSet::new(),
+            fresh: Vec::new(),
+            ledger,
         };
-        let shared = Arc::new(Mutex::new(state));
-        let total: u64 = sources.iter().map(|s| s.bytes).sum();
-        let mut done = 0;
-        let mut fresh: Vec<(Source, ledger::FileDigest)> = Vec::new();
-        let mut seen = known;
         for source in sources {
-            on_progress(Progress { what: format!("digest of {}", name(&source.path)), done, total, unit: "bytes" });
-            let digest = digest(&source.path).await?;
-            if seen.insert(digest) {
-                fresh.push((source, digest));
+            if run.ledger.has_file(&source.name(), source.bytes, source.modified) {
+                run.known(&source);
             } else {
-                if let Some(npz) = &source.embeddings
-                    && !seen.contains(&self::digest(npz).await?)
-                {
-                    let place = || npz.display().to_string();
-                    lock(&shared).summary.skip("embeddings that came after their metadata are not joined", place);
-                }
-                lock(&shared).summary.known_files += 1;
-                done += source.bytes;
+                run.fresh.push(source);
             }
         }
-        metadata::plan_schema(pool, &mut fresh, &shared).await?;
+        let paths: BTreeSet<String> = run.fresh.iter().map(Source::name).collect();
+        let is_known = |hex: &str| {
+            let mut digest = [0; 32];
+            hex_decode(hex, &mut digest) && run.ledger.has(&digest)
+        };
+        rejects::forget(pool, &paths, is_known).await?;
 
-        for (source, digest) in fresh {
-            on_progress(Progress { what: name(&source.path), done, total, unit: "bytes" });
-            let before = lock(&shared).summary.clone();
-            let (kind, version) = match source.kind {
-                Kind::Metadata => ("metadata", metadata::ingest(pool, &source, &shared).await?),
-                Kind::Shard => ("shard", shards::ingest(pool, &source, &shared).await?),
-            };
-            done += source.bytes;
-            let after = lock(&shared).summary.clone();
-            // A file that broke off is read again next time: its rows that are in already are passed over then.
-            if after.broken_off() > before.broken_off() {
-                continue;
+        metadata::ingest(&mut run).await?;
+        embeddings::ingest(&mut run).await?;
+        shards::ingest(&mut run).await?;
+
+        run.report("");
+        let mut summary = run.summary;
+        for (table, count) in [(Table::Pool, &mut summary.pool_rows), (Table::Images, &mut summary.pool_images)] {
+            if let Some(dataset) = pool.dataset(table).await? {
+                *count = dataset.count_rows(None).await.map_err(Error::lance(pool.uri(table)))? as u64;
             }
-            let rows = after.rows + after.images - before.rows - before.images;
-            let skipped = after.skipped_in_all() - before.skipped_in_all();
-            let path = source.path.display().to_string();
-            let mut entries = vec![Entry { path, kind, bytes: source.bytes, digest, rows, skipped, version }];
-            if let Some(npz) = &source.embeddings
-                && after.embeddings > before.embeddings
-            {
-                let path = npz.display().to_string();
-                let bytes = std::fs::metadata(npz).map_or(0, |m| m.len());
-                let digest = self::digest(npz).await?;
-                entries.push(Entry { path, kind: "embeddings", bytes, digest, rows, skipped: 0, version });
-            }
-            ledger::append(pool, &entries).await?;
         }
-        on_progress(Progress { what: String::new(), done: total, total, unit: "bytes" });
-        let state = lock(&shared);
-        Ok(Summary { pool_rows: state.pool_uids.len() as u64, pool_images: state.image_uids.len() as u64, ..state.summary.clone() })
+        Ok(summary)
     }
     .boxed()
 }
 
-/// A file's digest, computed beside the runtime so that Ctrl-C is heard.
-async fn digest(path: &Path) -> Result<ledger::FileDigest> {
-    let path = path.to_path_buf();
-    let file = path.clone();
-    let digest = tokio::task::spawn_blocking(move || ledger::digest_file(&file)).await;
-    digest.map_err(|_| crate::Error::ReaderPanicked { path })?
+/// An ingest under way.
+struct Run<'a> {
+    pool: &'a Pool,
+    options: &'a Options,
+    on_progress: OnProgress<'a>,
+    ledger: Ledger,
+    /// Files that are not in the ledger by path, size and time; their digests may be.
+    fresh: Vec<Source>,
+    /// Digests of the files of this run.
+    seen: HashSet<FileDigest>,
+    summary: Summary,
+    total: u64,
+    done: Arc<AtomicU64>,
 }
 
-fn name(path: &Path) -> String {
-    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+impl Run<'_> {
+    fn of_kind(&mut self, kind: Kind) -> Vec<Source> {
+        self.fresh.extract_if(.., |source| source.kind == kind).collect()
+    }
+
+    fn known(&mut self, source: &Source) {
+        self.summary.known_files += 1;
+        self.done.fetch_add(source.bytes, Ordering::Relaxed);
+    }
+
+    /// Whether a file of this content is in the pool, or was met in this run.
+    fn is_known(&mut self, digest: &FileDigest) -> bool {
+        self.ledger.has(digest) || !self.seen.insert(*digest)
+    }
+
+    fn report(&self, what: &str) {
+        let done = self.done.load(Ordering::Relaxed).min(self.total);
+        (self.on_progress)(Progress { what: what.to_string(), done, total: self.total, unit: "bytes" });
+    }
+
+    /// Waits for a task, and reports progress meanwhile.
+    async fn wait<T>(&self, what: &str, mut task: JoinHandle<Result<T>>) -> Result<T> {
+        loop {
+            tokio::select! {
+                result = &mut task => return result.map_err(|_| Error::ReaderPanicked { path: what.into() })?,
+                () = tokio::time::sleep(Duration::from_millis(200)) => self.report(what),
+            }
+        }
+    }
+
+    /// Counts rejects; the first is an error where the ingest is strict.
+    fn count(&mut self, rejects: &[Reject]) -> Result<()> {
+        for reject in rejects {
+            if self.options.strict {
+                return Err(Error::Strict { reason: reject.reason, place: reject.place(), detail: reject.detail.clone() });
+            }
+            *self.summary.rejects.entry(reject.reason).or_default() += 1;
+            self.summary.examples.entry(reject.reason).or_insert_with(|| match reject.detail.as_str() {
+                "" => reject.place(),
+                detail => format!("{}: {detail}", reject.place()),
+            });
+        }
+        Ok(())
+    }
+
+    /// A file of which nothing goes in; it is tried again by the next ingest that names it.
+    async fn reject_file(&mut self, source: &Source, digest: Option<FileDigest>, reject: Reject) -> Result<()> {
+        self.count(std::slice::from_ref(&reject))?;
+        self.done.fetch_add(source.bytes, Ordering::Relaxed);
+        rejects::append(self.pool, &[(reject, digest)]).await
+    }
+
+    /// Commits what a group of files brings, with its rejects and its ledger entries.
+    async fn commit(&mut self, dataset: &Arc<Dataset>, change: Change, files: Vec<(Entry, Vec<Reject>)>) -> Result<Arc<Dataset>> {
+        let nothing = change.fragments.is_empty() && change.dead.is_empty();
+        let mut entries = self.record(files).await?;
+        let dataset = match nothing {
+            true => dataset.clone(),
+            false => commit::commit(dataset, change, ledger::properties(&entries)).await?,
+        };
+        entries.iter_mut().for_each(|entry| entry.version = dataset.version().version);
+        self.ledger.append(self.pool, entries).await?;
+        Ok(dataset)
+    }
+
+    /// Writes the rejects, which are forgotten again if their files do not come to be in the ledger.
+    async fn record(&mut self, files: Vec<(Entry, Vec<Reject>)>) -> Result<Vec<Entry>> {
+        let (mut entries, mut all) = (Vec::new(), Vec::new());
+        for (mut entry, rejects) in files {
+            self.count(&rejects)?;
+            entry.rejected = rejects.len() as u64;
+            all.extend(rejects.into_iter().map(|reject| (reject, Some(entry.digest))));
+            entries.push(entry);
+        }
+        rejects::append(self.pool, &all).await?;
+        Ok(entries)
+    }
+}
+
+fn entry(source: &Source, digest: FileDigest) -> Entry {
+    Entry {
+        path: source.name(),
+        kind: source.kind.name().to_string(),
+        bytes: source.bytes,
+        modified: source.modified,
+        digest,
+        rows: 0,
+        added: 0,
+        rejected: 0,
+        version: 0,
+        first_uid: None,
+        uids_digest: None,
+    }
 }

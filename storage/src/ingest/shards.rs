@@ -1,214 +1,285 @@
-use std::collections::HashMap;
-use std::fs::File;
-use std::io::{BufReader, Read};
-use std::path::PathBuf;
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
 
 use arrow::array::{
-    ArrayRef, FixedSizeBinaryBuilder, FixedSizeListBuilder, Float32Builder, Int32Builder, ListBuilder, RecordBatch, RecordBatchIterator,
-    RecordBatchReader, StringBuilder, new_null_array,
+    ArrayRef, FixedSizeBinaryBuilder, FixedSizeListBuilder, Float32Builder, Int32Array, Int32Builder, ListBuilder, RecordBatch,
+    RecordBatchIterator, RecordBatchReader, StringArray, StringBuilder, new_null_array,
 };
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{Schema, SchemaRef};
 use arrow::error::ArrowError;
-use lance::BlobArrayBuilder;
-use serde::Deserialize;
+use futures::StreamExt;
+use lance::{BlobArrayBuilder, Dataset};
+use lance::table::format::Fragment;
 use sha2::{Digest, Sha256};
+use tokio::task::JoinHandle;
 
-use super::sources::Source;
-use super::{Shared, lock};
-use crate::uid::hex_decode;
-use crate::{Error, Pool, Result, Table, Uid, images, schema};
+use super::shard::{self, Info, Sample};
+use super::sources::{Kind, Source};
+use super::{Run, census, entry};
+use crate::commit::{self, Change};
+use crate::ledger::{Entry, FileDigest, added_properties};
+use crate::rejects::Reject;
+use crate::uid::{UidMap, hex_decode};
+use crate::{Error, Result, Table, Uid, images, schema};
 
 /// Images are handed to the writer in batches of at most so many, and so many bytes.
 const BATCH_IMAGES: usize = 256;
 const BATCH_BYTES: usize = 32 << 20;
 
-/// The JSON beside an image, as img2dataset writes it.
-#[derive(Debug, Default, Deserialize)]
-struct Info {
-    uid: Option<String>,
-    url: Option<String>,
-    caption: Option<String>,
-    original_width: Option<i32>,
-    original_height: Option<i32>,
-    sha256: Option<String>,
-    status: Option<String>,
-    face_bboxes: Option<Vec<[f32; 4]>>,
-}
+const DUPLICATE: &str = "image is in the pool already";
 
-/// The members of a shard that share a key, with the uid that they lead to.
-struct Member {
-    uid: Uid,
-    key: String,
-    image: Vec<u8>,
-    info: Info,
-}
-
-/// Appends a shard's images as one version of `images`, whose number it returns, and the samples that no metadata
-/// file has brought as one version of `pool`.
-pub(super) async fn ingest(pool: &Pool, source: &Source, shared: &Shared) -> Result<u64> {
-    let pool_schema = lock(shared).schema.clone();
-    let file = File::open(&source.path).map_err(Error::io(&source.path))?;
-    let shard =
-        Shard { path: source.path.clone(), archive: tar::Archive::new(BufReader::with_capacity(1 << 20, file)), shared: shared.clone() };
-    let (sender, receiver) = std::sync::mpsc::sync_channel(2);
-    let reader = std::thread::spawn(move || shard.read(&sender));
-    let batches = RecordBatchIterator::new(receiver, schema::images());
-    let version = pool.append(Table::Images, Box::new(batches) as Box<dyn RecordBatchReader + Send>).await;
-    let new_samples = reader.join().map_err(|_| Error::ReaderPanicked { path: source.path.clone() })?;
-    let version = version?;
-    if !new_samples.is_empty() {
-        let batch = pool_rows(&new_samples, pool_schema.clone())?;
-        pool.append(Table::Pool, Box::new(RecordBatchIterator::new([Ok(batch)], pool_schema))).await?;
-        lock(shared).summary.rows += new_samples.len() as u64;
+/// Brings in all shards, in groups of about `Options::group_bytes`: their images, and the samples that no metadata
+/// has brought.
+pub(super) async fn ingest(run: &mut Run<'_>) -> Result<()> {
+    let sources = run.of_kind(Kind::Shard);
+    if sources.is_empty() {
+        return Ok(());
     }
-    Ok(version)
+    let mut images = commit::create(run.pool, Table::Images, schema::images()).await?;
+    let mut pool = open_pool(run).await?;
+    let mut groups: VecDeque<Vec<Source>> = VecDeque::new();
+    let mut held = u64::MAX;
+    for source in sources {
+        if held.saturating_add(source.bytes) > run.options.group_bytes {
+            groups.push_back(Vec::new());
+            held = 0;
+        }
+        held += source.bytes;
+        groups.back_mut().expect("pushed above").push(source);
+    }
+
+    let mut flying: VecDeque<Flying> = VecDeque::new();
+    loop {
+        while flying.len() < run.options.writers()
+            && let Some(sources) = groups.pop_front()
+        {
+            let group = Arc::new(plan_group(run, &images, &pool, sources, &flying).await?);
+            let task = tokio::spawn(write(images.clone(), pool.clone(), group.clone(), run.done.clone()));
+            flying.push_back(Flying { group, task });
+        }
+        let Some(Flying { group, task }) = flying.pop_front() else { return Ok(()) };
+        let what = group.shards.first().map(|s| s.source.name()).unwrap_or_default();
+        let written = run.wait(&what, task).await?;
+        let mut files = Vec::new();
+        for shard in &group.shards {
+            let rows = shard.takes.iter().filter(|take| **take).count() as u64;
+            let added = shard.new_samples.len() as u64;
+            let entry = Entry { rows, added: added + run.ledger.added_before(&shard.digest), ..entry(&shard.source, shard.digest) };
+            run.summary.images += rows;
+            run.summary.rows += added;
+            files.push((entry, shard.rejects.clone()));
+        }
+        if !written.samples.is_empty() {
+            let added: Vec<(FileDigest, u64)> = files.iter().map(|(entry, _)| (entry.digest, entry.added)).collect();
+            let change = Change { fragments: written.samples, ..Change::default() };
+            pool = commit::commit(&pool, change, added_properties(&added)).await?;
+        }
+        images = run.commit(&images, Change { fragments: written.images, ..Change::default() }, files).await?;
+    }
+}
+
+/// `pool`, with the columns that shards fill; made if this is the first ingest.
+async fn open_pool(run: &Run<'_>) -> Result<Arc<Dataset>> {
+    let fields = || schema::SHARD_COLUMNS.iter().filter_map(|name| schema::pool_field(name));
+    let dataset = commit::create(run.pool, Table::Pool, Arc::new(Schema::new(fields().collect::<Vec<_>>()))).await?;
+    let missing: Vec<_> = fields().filter(|f| dataset.schema().field(f.name()).is_none()).collect();
+    if missing.is_empty() {
+        return Ok(dataset);
+    }
+    run.pool.add_null_columns(Schema::new(missing)).await?;
+    run.pool.require(Table::Pool).await
+}
+
+struct Flying {
+    group: Arc<Group>,
+    task: JoinHandle<Result<Written>>,
+}
+
+struct Group {
+    shards: Vec<Shard>,
+    uids: UidMap<(u32, u32)>,
 }
 
 struct Shard {
-    path: PathBuf,
-    archive: tar::Archive<BufReader<File>>,
-    shared: Shared,
+    source: Source,
+    digest: FileDigest,
+    /// For each sample of it in order, whether its image goes in.
+    takes: Vec<bool>,
+    /// Samples that get a row in `pool`.
+    new_samples: Vec<(Uid, Info)>,
+    rejects: Vec<Reject>,
 }
 
-type Batches = std::sync::mpsc::SyncSender<Result<RecordBatch, ArrowError>>;
+/// A shard's samples without their images, for the first of two readings: the second finds it in the page cache.
+fn look_through(source: &Source) -> Result<(FileDigest, Vec<(Uid, String, Info)>, Vec<Reject>)> {
+    let (mut samples, mut rejects) = (Vec::new(), Vec::new());
+    let digest = shard::read(&source.path, |sample| {
+        match sample {
+            Ok(sample) => samples.push((sample.uid, sample.key, sample.info)),
+            Err(reject) => rejects.push(reject),
+        }
+        true
+    })?;
+    Ok((digest, samples, rejects))
+}
 
-impl Shard {
-    /// Sends the shard's images in batches, and returns the samples that are new to the pool, without their bytes.
-    fn read(mut self, batches: &Batches) -> Vec<Member> {
-        let (mut members, mut bytes, mut new_samples) = (Vec::new(), 0, Vec::new());
-        let mut send = |members: &mut Vec<Member>| {
-            let batch = image_batch(members, &self.path.display().to_string());
-            lock(&self.shared).summary.images += batch.as_ref().map_or(0, |batch| batch.num_rows() as u64);
-            // Samples without a row in the pool get one; their bytes are not needed for it.
-            for mut member in members.drain(..) {
-                if lock(&self.shared).pool_uids.insert(member.uid) {
-                    member.image = Vec::new();
-                    new_samples.push(member);
-                }
+/// Decides which images go in: those whose uid neither the pool, nor a group before it, nor a sample before it has.
+async fn plan_group(
+    run: &mut Run<'_>,
+    images: &Dataset,
+    pool: &Dataset,
+    sources: Vec<Source>,
+    flying: &VecDeque<Flying>,
+) -> Result<Group> {
+    let reading = sources.into_iter().map(|source| async move {
+        let task = tokio::task::spawn_blocking({
+            let source = source.clone();
+            move || look_through(&source)
+        });
+        (source, task.await)
+    });
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let read: Vec<_> = futures::stream::iter(reading.collect::<Vec<_>>()).buffered(cores).collect().await;
+    let mut group = Group { shards: Vec::new(), uids: UidMap::default() };
+    let mut infos = Vec::new();
+    for (source, shard) in read {
+        let name = source.name();
+        let (digest, samples, rejects) = match shard.map_err(|_| Error::ReaderPanicked { path: source.path.clone() })? {
+            Ok(shard) => shard,
+            Err(e) => {
+                run.reject_file(&source, None, Reject::file(&name, "not readable", e)).await?;
+                continue;
             }
-            batches.send(batch.map_err(|e| ArrowError::ExternalError(Box::new(e)))).is_ok()
         };
-        let mut on_sample = |parts: Parts, key: String| {
-            if let Some(member) = accept(parts, key, &self.path, &self.shared) {
-                bytes += member.image.len();
-                members.push(member);
+        if run.is_known(&digest) {
+            run.known(&source);
+            continue;
+        }
+        let mut shard = Shard { source, digest, takes: vec![true; samples.len()], new_samples: vec![], rejects };
+        for (i, (uid, key, info)) in samples.into_iter().enumerate() {
+            let in_flight = flying.iter().any(|f| f.group.uids.contains_key(&uid));
+            if in_flight || group.uids.contains_key(&uid) {
+                shard.takes[i] = false;
+                shard.rejects.push(duplicate(&name, key, uid));
+            } else {
+                group.uids.insert(uid, (group.shards.len() as u32, i as u32));
+                infos.push(Some((uid, key, info)));
             }
-            if members.len() >= BATCH_IMAGES || bytes >= BATCH_BYTES {
+        }
+        group.shards.push(shard);
+    }
+    // A sample that is in `images` is a duplicate; one that is not in `pool` gets a row there.
+    let mut in_images = UidMap::default();
+    census::find(images, &group.uids, |uid, _| {
+        in_images.insert(uid, ());
+    })
+    .await?;
+    let mut in_pool = UidMap::default();
+    census::find(pool, &group.uids, |uid, _| {
+        in_pool.insert(uid, ());
+    })
+    .await?;
+    for (uid, key, info) in infos.into_iter().flatten() {
+        let (shard, i) = group.uids[&uid];
+        let shard = &mut group.shards[shard as usize];
+        if in_images.contains_key(&uid) {
+            shard.takes[i as usize] = false;
+            shard.rejects.push(duplicate(&shard.source.name(), key, uid));
+        }
+        let in_flight = || flying.iter().any(|f| f.group.uids.contains_key(&uid));
+        if !in_pool.contains_key(&uid) && !in_flight() {
+            shard.new_samples.push((uid, info));
+        }
+    }
+    Ok(group)
+}
+
+fn duplicate(path: &str, key: String, uid: Uid) -> Reject {
+    Reject { member: Some(key), ..Reject::file(path, DUPLICATE, uid) }
+}
+
+struct Written {
+    images: Vec<Fragment>,
+    samples: Vec<Fragment>,
+}
+
+async fn write(images: Arc<Dataset>, pool: Arc<Dataset>, group: Arc<Group>, done: Arc<AtomicU64>) -> Result<Written> {
+    let pool_schema: SchemaRef = Arc::new(Schema::from(pool.schema()));
+    let new_samples: Vec<&(Uid, Info)> = group.shards.iter().flat_map(|shard| &shard.new_samples).collect();
+    let mut written = Written { images: vec![], samples: vec![] };
+    if !new_samples.is_empty() {
+        let batch = pool_rows(&new_samples, &pool_schema)?;
+        let batches = Box::new(RecordBatchIterator::new([Ok(batch)], pool_schema));
+        written.samples = commit::write_fragments(&pool, batches, usize::MAX >> 1).await?;
+    }
+    if group.shards.iter().any(|shard| shard.takes.contains(&true)) {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(2);
+        let reader = tokio::task::spawn_blocking(move || read_group(&group, &sender, &done));
+        let batches: Box<dyn RecordBatchReader + Send> = Box::new(RecordBatchIterator::new(receiver, schema::images()));
+        let fragments = commit::write_fragments(&images, batches, usize::MAX >> 1).await;
+        reader.await.map_err(|_| Error::ReaderPanicked { path: images.uri().into() })??;
+        written.images = fragments?;
+    }
+    Ok(written)
+}
+
+type Batches = SyncSender<Result<RecordBatch, ArrowError>>;
+
+/// The second reading: images on their way into the table.
+fn read_group(group: &Group, batches: &Batches, done: &AtomicU64) -> Result<()> {
+    for file in &group.shards {
+        let name = file.source.name();
+        let (mut held, mut bytes, mut at) = (Vec::new(), 0, 0);
+        let send = |held: &mut Vec<Sample>| {
+            let batch = image_batch(held, &name).map_err(|e| ArrowError::ExternalError(Box::new(e)));
+            held.clear();
+            batches.send(batch).is_ok()
+        };
+        let digest = shard::read(&file.source.path, |sample| {
+            let Ok(sample) = sample else { return true };
+            at += 1;
+            if file.takes.get(at - 1) == Some(&true) {
+                bytes += sample.image.len();
+                held.push(sample);
+            }
+            if held.len() >= BATCH_IMAGES || bytes >= BATCH_BYTES {
                 bytes = 0;
-                return send(&mut members);
+                return send(&mut held);
             }
             true
-        };
-        if let Err(e) = each_sample(&mut self.archive, &mut on_sample) {
-            let place = format!("{}: {e}", self.path.display());
-            lock(&self.shared).summary.skip(super::SHARD_BREAKS_OFF, || place);
+        })?;
+        if !held.is_empty() {
+            send(&mut held);
         }
-        if !members.is_empty() {
-            send(&mut members);
+        if digest != file.digest || at != file.takes.len() {
+            let changed = Error::SourceChanged { path: file.source.path.clone() };
+            let _ = batches.send(Err(ArrowError::ExternalError(changed.to_string().into())));
+            return Err(changed);
         }
-        new_samples
+        done.fetch_add(file.source.bytes, Ordering::Relaxed);
     }
+    Ok(())
 }
 
-/// A sample's members by extension: `jpg`, `txt`, `json`.
-type Parts = HashMap<String, Vec<u8>>;
-
-/// Calls `on_sample` with each run of members that share a key, as webdataset groups them: the key is the path up
-/// to the first dot of the file name. Stops early when it returns false.
-fn each_sample(archive: &mut tar::Archive<BufReader<File>>, on_sample: &mut impl FnMut(Parts, String) -> bool) -> std::io::Result<()> {
-    let (mut key, mut parts) = (String::new(), Parts::new());
-    let mut result = Ok(());
-    for entry in archive.entries()? {
-        let next = entry.and_then(|mut entry| {
-            let path = entry.path()?.to_string_lossy().into_owned();
-            let mut bytes = Vec::with_capacity(entry.size().min(64 << 20) as usize);
-            let is_file = entry.header().entry_type().is_file();
-            entry.read_to_end(&mut bytes)?;
-            Ok((path, is_file, bytes))
-        });
-        let (path, is_file, bytes) = match next {
-            Ok(next) => next,
-            Err(e) => {
-                result = Err(e);
-                break;
-            }
-        };
-        let name_at = path.rfind('/').map_or(0, |i| i + 1);
-        let Some(dot) = path[name_at..].find('.').filter(|_| is_file) else { continue };
-        let (this_key, extension) = (&path[..name_at + dot], path[name_at + dot + 1..].to_lowercase());
-        if this_key != key {
-            let previous = std::mem::replace(&mut key, this_key.to_string());
-            let previous_parts = std::mem::take(&mut parts);
-            if !previous_parts.is_empty() && !on_sample(previous_parts, previous) {
-                return Ok(());
-            }
-        }
-        parts.insert(extension, bytes);
-    }
-    if !parts.is_empty() {
-        on_sample(parts, key);
-    }
-    result
-}
-
-/// The sample, if it is whole and new to `images`; otherwise counted with its reason.
-fn accept(mut parts: Parts, key: String, path: &std::path::Path, shared: &Shared) -> Option<Member> {
-    let skip = |reason: &'static str| {
-        lock(shared).summary.skip(reason, || format!("{}, member {key}", path.display()));
-        None
-    };
-    let image = ["jpg", "jpeg", "png", "webp", "gif"].iter().find_map(|extension| parts.remove(*extension));
-    let info = match parts.get("json").map(|json| serde_json::from_slice::<Info>(json)) {
-        Some(Ok(info)) => info,
-        Some(Err(_)) => return skip("unreadable json"),
-        None => Info::default(),
-    };
-    let Some(image) = image else { return skip("no image beside the json") };
-    let caption = parts.remove("txt").map(|text| String::from_utf8_lossy(&text).into_owned()).or(info.caption.clone());
-    let uid = match &info.uid {
-        Some(text) => match text.parse() {
-            Ok(uid) => uid,
-            Err(_) => return skip("not a uid"),
-        },
-        None => match (&info.url, &caption) {
-            (None, None) => return skip("no uid, url or caption"),
-            (url, caption) => Uid::of_pair(url.as_deref().unwrap_or(""), caption.as_deref().unwrap_or("")),
-        },
-    };
-    if images::inspect(&image).is_none() {
-        return skip("not an image");
-    }
-    let (new_image, new_row) = {
-        let mut state = lock(shared);
-        (state.image_uids.insert(uid), !state.pool_uids.contains(&uid))
-    };
-    if !new_image && !new_row {
-        return skip("image is in the pool already");
-    }
-    // An image without a row is what a run leaves that was stopped between its two commits.
-    let image = if new_image { image } else { Vec::new() };
-    Some(Member { uid, key, image, info: Info { caption, ..info } })
-}
-
-fn image_batch(members: &[Member], source: &str) -> Result<RecordBatch> {
-    let members: Vec<&Member> = members.iter().filter(|member| !member.image.is_empty()).collect();
-    let n = members.len();
+fn image_batch(samples: &[Sample], source: &str) -> Result<RecordBatch> {
+    let n = samples.len();
     let mut uids = FixedSizeBinaryBuilder::with_capacity(n, 16);
     let mut bytes = BlobArrayBuilder::new(n);
     let (mut widths, mut heights) = (Int32Builder::with_capacity(n), Int32Builder::with_capacity(n));
     let (mut formats, mut sources, mut statuses) = (StringBuilder::new(), StringBuilder::new(), StringBuilder::new());
     let mut digests = FixedSizeBinaryBuilder::with_capacity(n, 32);
-    for member in members {
-        let (format, width, height) = images::inspect(&member.image).expect("accepted as an image");
-        uids.append_value(member.uid.0)?;
-        bytes.push_bytes(&member.image).map_err(Error::lance(source))?;
+    for sample in samples {
+        let (format, width, height) = images::inspect(&sample.image).expect("accepted as an image");
+        uids.append_value(sample.uid.0)?;
+        bytes.push_bytes(&sample.image).map_err(Error::lance(source))?;
         widths.append_value(width as i32);
         heights.append_value(height as i32);
         formats.append_value(format);
-        digests.append_value(Sha256::digest(&member.image))?;
-        sources.append_value(format!("{source}/{}", member.key));
-        statuses.append_option(member.info.status.as_deref());
+        digests.append_value(Sha256::digest(&sample.image))?;
+        sources.append_value(format!("{source}/{}", sample.key));
+        statuses.append_option(sample.info.status.as_deref());
     }
     let columns: Vec<ArrayRef> = vec![
         Arc::new(uids.finish()),
@@ -223,47 +294,47 @@ fn image_batch(members: &[Member], source: &str) -> Result<RecordBatch> {
     Ok(RecordBatch::try_new(schema::images(), columns)?)
 }
 
-/// Rows of `pool` from what the shard's JSON says; columns that it does not have are null.
-fn pool_rows(members: &[Member], schema: SchemaRef) -> Result<RecordBatch> {
-    let strings = |f: fn(&Member) -> Option<&str>| -> ArrayRef { Arc::new(arrow::array::StringArray::from_iter(members.iter().map(f))) };
-    let ints = |f: fn(&Member) -> Option<i32>| -> ArrayRef { Arc::new(arrow::array::Int32Array::from_iter(members.iter().map(f))) };
+/// Rows of `pool` from what the shards' JSON says; columns that it does not have are null.
+fn pool_rows(samples: &[&(Uid, Info)], schema: &SchemaRef) -> Result<RecordBatch> {
+    let strings = |f: fn(&Info) -> Option<&str>| -> ArrayRef { Arc::new(StringArray::from_iter(samples.iter().map(|(_, i)| f(i)))) };
+    let ints = |f: fn(&Info) -> Option<i32>| -> ArrayRef { Arc::new(Int32Array::from_iter(samples.iter().map(|(_, i)| f(i)))) };
     let columns = schema.fields().iter().map(|field| {
         Ok::<ArrayRef, Error>(match field.name().as_str() {
             "uid" => {
-                let mut uids = FixedSizeBinaryBuilder::with_capacity(members.len(), 16);
-                members.iter().try_for_each(|m| uids.append_value(m.uid.0))?;
+                let mut uids = FixedSizeBinaryBuilder::with_capacity(samples.len(), 16);
+                samples.iter().try_for_each(|(uid, _)| uids.append_value(uid.0))?;
                 Arc::new(uids.finish())
             }
-            "url" => strings(|m| m.info.url.as_deref()),
-            "text" => strings(|m| m.info.caption.as_deref()),
-            "original_width" => ints(|m| m.info.original_width),
-            "original_height" => ints(|m| m.info.original_height),
-            "face_bboxes" => face_bboxes(members),
+            "url" => strings(|i| i.url.as_deref()),
+            "text" => strings(|i| i.caption.as_deref()),
+            "original_width" => ints(|i| i.original_width),
+            "original_height" => ints(|i| i.original_height),
+            "face_bboxes" => face_bboxes(samples),
             "sha256" => {
-                let mut digests = FixedSizeBinaryBuilder::with_capacity(members.len(), 32);
+                let mut digests = FixedSizeBinaryBuilder::with_capacity(samples.len(), 32);
                 let mut bytes = [0; 32];
-                for member in members {
-                    match &member.info.sha256 {
+                for (_, info) in samples {
+                    match &info.sha256 {
                         Some(text) if hex_decode(text, &mut bytes) => digests.append_value(bytes)?,
                         _ => digests.append_null(),
                     }
                 }
                 Arc::new(digests.finish())
             }
-            _ => new_null_array(field.data_type(), members.len()),
+            _ => new_null_array(field.data_type(), samples.len()),
         })
     });
     Ok(RecordBatch::try_new(schema.clone(), columns.collect::<Result<Vec<_>>>()?)?)
 }
 
-fn face_bboxes(members: &[Member]) -> ArrayRef {
+fn face_bboxes(samples: &[&(Uid, Info)]) -> ArrayRef {
     let mut lists = ListBuilder::new(FixedSizeListBuilder::new(Float32Builder::new(), 4));
-    for member in members {
-        for bbox in member.info.face_bboxes.iter().flatten() {
+    for (_, info) in samples {
+        for bbox in info.face_bboxes.iter().flatten() {
             lists.values().values().append_slice(bbox);
             lists.values().append(true);
         }
-        lists.append(member.info.face_bboxes.is_some());
+        lists.append(info.face_bboxes.is_some());
     }
     Arc::new(lists.finish())
 }

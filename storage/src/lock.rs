@@ -1,0 +1,38 @@
+use std::fs::{File, TryLockError};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use crate::{Error, Pool, Result};
+
+/// The right to write to a pool in a local folder, given back when dropped and by the system when the process dies.
+/// Pools in object stores have none: there each commit checks that nobody else has written.
+pub(crate) struct Lock {
+    _file: Option<File>,
+}
+
+impl Lock {
+    /// Error `Held` if another process writes to the pool.
+    pub fn take(pool: &Pool) -> Result<Lock> {
+        if pool.is_remote() {
+            return Ok(Lock { _file: None });
+        }
+        pool.make_folder()?;
+        let path = Path::new(pool.root()).join(".lock");
+        let mut file =
+            File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(Error::io(&path))?;
+        match file.try_lock() {
+            Ok(()) => {
+                let holder = format!("process {}", std::process::id());
+                file.set_len(0).and_then(|()| file.write_all(holder.as_bytes())).map_err(Error::io(&path))?;
+                Ok(Lock { _file: Some(file) })
+            }
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                let _ = file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_string(&mut holder));
+                Err(Error::Held { path: pool.root().to_string(), holder })
+            }
+            // A file system without locks: commits check for themselves.
+            Err(TryLockError::Error(_)) => Ok(Lock { _file: None }),
+        }
+    }
+}

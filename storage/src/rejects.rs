@@ -1,0 +1,123 @@
+//! `rejects`: what an ingest left out, and why.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use arrow::array::{AsArray, BooleanArray, Int64Array, RecordBatch, RecordBatchIterator, StringArray};
+use futures::TryStreamExt;
+use lance::Dataset;
+
+use crate::ledger::FileDigest;
+use crate::uid::hex_encode;
+use crate::{Error, Pool, Result, Table, schema};
+
+/// One thing that was left out: a file, a row or member of it, or one value.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Reject {
+    pub path: String,
+    /// From 0, in a metadata or embeddings file.
+    pub row: Option<u64>,
+    /// The key of a sample in a shard.
+    pub member: Option<String>,
+    pub column: Option<String>,
+    pub reason: &'static str,
+    pub detail: String,
+    /// Whether the rest of the row or file is in the pool.
+    pub kept: bool,
+}
+
+impl Reject {
+    pub fn file(path: &str, reason: &'static str, detail: impl ToString) -> Reject {
+        Reject { path: path.to_string(), reason, detail: detail.to_string(), ..Reject::default() }
+    }
+
+    pub fn row(path: &str, row: u64, reason: &'static str, detail: impl ToString) -> Reject {
+        Reject { row: Some(row), ..Reject::file(path, reason, detail) }
+    }
+
+    /// Where it is: the file, with the row or member in it.
+    pub fn place(&self) -> String {
+        let mut place = self.path.clone();
+        if let Some(row) = self.row {
+            place += &format!(", row {row}");
+        }
+        if let Some(member) = &self.member {
+            place += &format!(", member {member}");
+        }
+        if let Some(column) = &self.column {
+            place += &format!(", column {column}");
+        }
+        place
+    }
+}
+
+pub(crate) async fn append(pool: &Pool, rejects: &[(Reject, Option<FileDigest>)]) -> Result<()> {
+    if rejects.is_empty() {
+        return Ok(());
+    }
+    let text = |f: fn(&Reject) -> Option<&str>| Arc::new(StringArray::from_iter(rejects.iter().map(|(r, _)| f(r))));
+    let batch = RecordBatch::try_new(
+        schema::rejects(),
+        vec![
+            text(|r| Some(&r.path)),
+            Arc::new(Int64Array::from_iter(rejects.iter().map(|(r, _)| r.row.map(|row| row as i64)))),
+            text(|r| r.member.as_deref()),
+            text(|r| r.column.as_deref()),
+            text(|r| Some(r.reason)),
+            text(|r| Some(&r.detail)),
+            Arc::new(BooleanArray::from_iter(rejects.iter().map(|(r, _)| Some(r.kept)))),
+            Arc::new(StringArray::from_iter(rejects.iter().map(|(_, digest)| digest.as_ref().map(|d| hex_encode(d))))),
+        ],
+    )?;
+    let batches = RecordBatchIterator::new([Ok(batch)], schema::rejects());
+    pool.append(Table::Rejects, Box::new(batches)).await?;
+    Ok(())
+}
+
+/// Forgets what earlier runs rejected in files that are about to be read again: those of `paths` in whose rows
+/// `is_known` does not find the file's digest, as a run leaves them that was stopped before its commit.
+pub(crate) async fn forget(pool: &Pool, paths: &BTreeSet<String>, is_known: impl Fn(&str) -> bool) -> Result<()> {
+    let Some(dataset) = pool.dataset(Table::Rejects).await? else { return Ok(()) };
+    let wrap = || Error::lance(dataset.uri());
+    let mut stale = BTreeSet::new();
+    let mut stream = scan(&dataset, &["path", "sha256"], None).await?;
+    while let Some(batch) = stream.try_next().await.map_err(wrap())? {
+        let (path, digest) = (batch.column(0).as_string::<i32>(), batch.column(1).as_string::<i32>());
+        for (path, digest) in path.iter().flatten().zip(digest) {
+            if paths.contains(path) && !digest.is_some_and(&is_known) {
+                stale.insert((path.to_string(), digest.map(str::to_string)));
+            }
+        }
+    }
+    let mut dataset = Dataset::clone(&dataset);
+    for (path, digest) in stale {
+        let digest = digest.map_or("sha256 IS NULL".to_string(), |digest| format!("sha256 = '{digest}'"));
+        let predicate = format!("path = '{}' AND {digest}", path.replace('\'', "''"));
+        dataset.delete(&predicate).await.map_err(Error::lance(pool.uri(Table::Rejects)))?;
+    }
+    Ok(())
+}
+
+/// The rows of a file that are not in the pool, ascending.
+pub(crate) async fn dropped_rows(pool: &Pool, digest: &FileDigest) -> Result<Vec<u64>> {
+    let Some(dataset) = pool.dataset(Table::Rejects).await? else { return Ok(vec![]) };
+    let predicate = format!("sha256 = '{}' AND row IS NOT NULL AND NOT kept", hex_encode(digest));
+    let batches: Vec<RecordBatch> =
+        scan(&dataset, &["row"], Some(&predicate)).await?.try_collect().await.map_err(Error::lance(dataset.uri()))?;
+    let mut rows: Vec<u64> = batches
+        .iter()
+        .flat_map(|batch| batch.column(0).as_primitive::<arrow::datatypes::Int64Type>().values().iter().map(|&row| row as u64))
+        .collect();
+    rows.sort_unstable();
+    Ok(rows)
+}
+
+async fn scan(dataset: &Dataset, columns: &[&str], predicate: Option<&str>) -> Result<lance::dataset::scanner::DatasetRecordBatchStream> {
+    let wrap = || Error::lance(dataset.uri());
+    let mut scanner = dataset.scan();
+    scanner.project(columns).map_err(wrap())?;
+    if let Some(predicate) = predicate {
+        scanner.filter(predicate).map_err(wrap())?;
+    }
+    scanner.try_into_stream().await.map_err(wrap())
+}

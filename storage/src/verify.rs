@@ -1,0 +1,297 @@
+//! Integrity of a pool.
+
+use std::collections::BTreeMap;
+
+use arrow::array::{Array, AsArray};
+use arrow::datatypes::{DataType, Float16Type, Schema};
+use futures::future::BoxFuture;
+use futures::{FutureExt, TryStreamExt};
+use half::slice::HalfFloatSliceExt;
+use lance::Dataset;
+use lance::dataset::cleanup::CleanupPolicy;
+use lance::index::DatasetIndexExt;
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use crate::ledger::Ledger;
+use crate::lock::Lock;
+use crate::pool::uids_of;
+use crate::{Error, OnProgress, Pool, Progress, Result, Table, Uid, images};
+
+/// What to look at.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Read every image and compare its digest.
+    pub deep: bool,
+    /// Mend what can be mended without loss: files that no version holds are removed, indexes brought up to date.
+    pub repair: bool,
+    /// Bytes to hold at most, roughly; 0 for 1 GiB.
+    pub memory: u64,
+}
+
+/// What a check found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finding {
+    pub check: &'static str,
+    pub state: State,
+    pub text: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    Good,
+    /// To know, not to mend.
+    Note,
+    Wrong,
+    Repaired,
+}
+
+/// An embedding is a direction: its length is 1 up to float16's rounding.
+const NORM_TOLERANCE: f32 = 0.01;
+
+/// Rows of images read at a time.
+const BLOBS: usize = 256;
+
+/// Looks at everything, whatever it finds on the way.
+pub fn verify<'a>(pool: &'a Pool, options: &'a Options, on_progress: OnProgress<'a>) -> BoxFuture<'a, Result<Vec<Finding>>> {
+    async move {
+        let _lock = if options.repair { Some(Lock::take(pool)?) } else { None };
+        let table = pool.require(Table::Pool).await?;
+        let images = pool.dataset(Table::Images).await?;
+        let mut found = Vec::new();
+        counts(pool, &table, images.as_deref(), options, &mut found).await?;
+        uids(&table, images.as_deref(), options, &mut found).await?;
+        norms(&table, on_progress, &mut found).await?;
+        if let (Some(images), true) = (&images, options.deep) {
+            digests(images, on_progress, &mut found).await?;
+        }
+        for of in Table::ALL {
+            if let Some(dataset) = pool.dataset(of).await? {
+                orphans(&dataset, of, options, &mut found).await?;
+                indexes(&dataset, of, options, &mut found).await?;
+            }
+        }
+        Ok(found)
+    }
+    .boxed()
+}
+
+fn push(found: &mut Vec<Finding>, check: &'static str, state: State, text: String) {
+    found.push(Finding { check, state, text });
+}
+
+/// Whether the tables have the rows that the ledger says.
+async fn counts(pool: &Pool, table: &Dataset, images: Option<&Dataset>, options: &Options, found: &mut Vec<Finding>) -> Result<()> {
+    // Opening it to write completes it by what a stopped ingest has committed.
+    let ledger = if options.repair { Ledger::open(pool).await? } else { Ledger::look(pool).await? };
+    let lost = ledger.lost();
+    if lost > 0 {
+        push(found, "ledger", State::Wrong, format!("{lost} files of a stopped ingest are in the pool and not in the ledger"));
+    }
+    let sum = |kinds: &[&str], f: fn(&crate::ledger::Entry) -> u64| -> u64 {
+        ledger.entries().iter().filter(|e| kinds.contains(&e.kind.as_str())).map(f).sum()
+    };
+    let wrap = |dataset: &Dataset| Error::lance(dataset.uri().to_string());
+    let rows = table.count_rows(None).await.map_err(wrap(table))? as u64;
+    let mut compare = |name: &str, rows: u64, expected: u64| {
+        let state = if rows == expected { State::Good } else { State::Wrong };
+        push(found, "counts", state, format!("{name} has {rows} rows, the ledger says {expected}"));
+    };
+    compare("pool", rows, sum(&["metadata", "shard"], |e| e.added));
+    if let Some(images) = images {
+        let rows = images.count_rows(None).await.map_err(wrap(images))? as u64;
+        compare("images", rows, sum(&["shard"], |e| e.rows));
+    }
+    Ok(())
+}
+
+/// Uids that are there twice, images without a sample, samples without an image. In passes over shares of all uids, as
+/// many as memory asks for.
+async fn uids(table: &Dataset, images: Option<&Dataset>, options: &Options, found: &mut Vec<Finding>) -> Result<()> {
+    let mut rows = table.count_rows(None).await.map_err(Error::lance(table.uri()))?;
+    if let Some(images) = images {
+        rows += images.count_rows(None).await.map_err(Error::lance(images.uri()))?;
+    }
+    let memory = if options.memory == 0 { 1 << 30 } else { options.memory };
+    let passes = (rows as u64 * 16).div_ceil(memory / 2).max(1);
+    let (mut twice, mut twice_images, mut no_sample, mut no_image) = (Seen::default(), Seen::default(), Seen::default(), Seen::default());
+    for pass in 0..passes {
+        let of_pool = sorted_share(table, pass, passes).await?;
+        let of_images = match images {
+            Some(images) => sorted_share(images, pass, passes).await?,
+            None => Vec::new(),
+        };
+        of_pool.windows(2).filter(|w| w[0] == w[1]).for_each(|w| twice.add(w[0]));
+        of_images.windows(2).filter(|w| w[0] == w[1]).for_each(|w| twice_images.add(w[0]));
+        of_images.iter().filter(|uid| of_pool.binary_search(uid).is_err()).for_each(|uid| no_sample.add(*uid));
+        of_pool.iter().filter(|uid| of_images.binary_search(uid).is_err()).for_each(|uid| no_image.add(*uid));
+    }
+    let mut say = |check, seen: Seen, bad: State, what: &str| {
+        let state = if seen.count == 0 { State::Good } else { bad };
+        push(found, check, state, format!("{} {what}{}", seen.count, seen.first()));
+    };
+    say("uids", twice, State::Wrong, "uids are in pool more than once");
+    if images.is_some() {
+        say("uids", twice_images, State::Wrong, "uids are in images more than once");
+        say("uids", no_sample, State::Wrong, "images have no row in pool");
+        say("uids", no_image, State::Note, "samples have no image");
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct Seen {
+    count: u64,
+    first: Option<Uid>,
+}
+
+impl Seen {
+    fn add(&mut self, uid: Uid) {
+        self.count += 1;
+        self.first = Some(self.first.map_or(uid, |first| first.min(uid)));
+    }
+
+    fn first(&self) -> String {
+        self.first.map_or(String::new(), |uid| format!(", first {uid}"))
+    }
+}
+
+async fn sorted_share(dataset: &Dataset, pass: u64, passes: u64) -> Result<Vec<Uid>> {
+    let wrap = || Error::lance(dataset.uri());
+    let mut scanner = dataset.scan();
+    scanner.project(&["uid"]).map_err(wrap())?.scan_in_order(false);
+    let mut stream = scanner.try_into_stream().await.map_err(wrap())?;
+    let mut uids = Vec::new();
+    while let Some(batch) = stream.try_next().await.map_err(wrap())? {
+        uids.extend(uids_of(batch.column(0).as_ref()).filter(|uid| passes == 1 || uid.halves().1 % passes == pass));
+    }
+    uids.par_sort_unstable();
+    Ok(uids)
+}
+
+/// Embeddings whose length is not 1.
+async fn norms(table: &Dataset, on_progress: OnProgress<'_>, found: &mut Vec<Finding>) -> Result<()> {
+    let schema = Schema::from(table.schema());
+    let is_embedding = |t: &DataType| matches!(t, DataType::FixedSizeList(item, _) if item.data_type() == &DataType::Float16);
+    let names: Vec<&str> = schema.fields().iter().filter(|f| is_embedding(f.data_type())).map(|f| f.name().as_str()).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let wrap = || Error::lance(table.uri());
+    let total = table.count_rows(None).await.map_err(wrap())? as u64;
+    let mut scanner = table.scan();
+    let columns: Vec<&str> = std::iter::once("uid").chain(names.iter().copied()).collect();
+    scanner.project(&columns).map_err(wrap())?.batch_size(4096).batch_readahead(4).fragment_readahead(1).io_buffer_size(256 << 20);
+    let mut stream = scanner.try_into_stream().await.map_err(wrap())?;
+    let mut wrong: BTreeMap<&str, (u64, Seen)> = names.iter().map(|name| (*name, Default::default())).collect();
+    let mut done = 0;
+    while let Some(batch) = stream.try_next().await.map_err(wrap())? {
+        let uids: Vec<Uid> = uids_of(batch.column(0).as_ref()).collect();
+        for (name, (rows, seen)) in &mut wrong {
+            let list = batch[*name].as_fixed_size_list();
+            let (dim, first) = (list.value_length() as usize, list.value_offset(0) as usize);
+            let values = &list.values().as_primitive::<Float16Type>().values()[first..first + list.len() * dim];
+            *rows += (list.len() - list.null_count()) as u64;
+            let bad: Vec<usize> = values
+                .par_chunks(dim * 256)
+                .enumerate()
+                .flat_map_iter(|(chunk, values)| {
+                    let mut row = vec![0.0; dim];
+                    let bad = values.chunks_exact(dim).enumerate().filter_map(|(i, vector)| {
+                        vector.convert_to_f32_slice(&mut row);
+                        let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt();
+                        ((norm - 1.0).abs() > NORM_TOLERANCE || !norm.is_finite()).then_some(chunk * 256 + i)
+                    });
+                    bad.collect::<Vec<_>>()
+                })
+                .collect();
+            bad.into_iter().filter(|&i| list.is_valid(i)).for_each(|i| seen.add(uids[i]));
+        }
+        done += batch.num_rows() as u64;
+        on_progress(Progress { what: "embeddings".to_string(), done, total, unit: "rows" });
+    }
+    for (name, (rows, seen)) in wrong {
+        let state = if seen.count == 0 { State::Good } else { State::Wrong };
+        push(found, "embeddings", state, format!("{} of {rows} vectors of {name} have a length other than 1{}", seen.count, seen.first()));
+    }
+    Ok(())
+}
+
+/// Images whose bytes are not those that were ingested.
+async fn digests(images: &Dataset, on_progress: OnProgress<'_>, found: &mut Vec<Finding>) -> Result<()> {
+    let wrap = || Error::lance(images.uri());
+    let total = images.count_rows(None).await.map_err(wrap())? as u64;
+    let mut scanner = images.scan();
+    scanner.project(&["uid", "sha256"]).map_err(wrap())?.batch_size(BLOBS).scan_in_order(true);
+    let mut stream = scanner.try_into_stream().await.map_err(wrap())?;
+    let (mut bad, mut done) = (Seen::default(), 0);
+    let images_ref = std::sync::Arc::new(images.clone());
+    while let Some(batch) = stream.try_next().await.map_err(wrap())? {
+        let rows: Vec<u64> = (done..done + batch.num_rows() as u64).collect();
+        let read = images_ref.read_blobs("image").map_err(wrap())?.with_row_indices(rows).preserve_order(true).execute().await;
+        let blobs = read.map_err(wrap())?;
+        let expected = batch.column(1).as_fixed_size_binary();
+        let uids: Vec<Uid> = uids_of(batch.column(0).as_ref()).collect();
+        let wrong: Vec<usize> = (0..blobs.len())
+            .into_par_iter()
+            .filter(|&i| {
+                let bytes = blobs[i].data.as_deref().unwrap_or_default();
+                let same = expected.is_null(i) || Sha256::digest(bytes).as_slice() == expected.value(i);
+                !same || images::inspect(bytes).is_none()
+            })
+            .collect();
+        wrong.into_iter().for_each(|i| bad.add(uids[i]));
+        done += batch.num_rows() as u64;
+        on_progress(Progress { what: "images".to_string(), done, total, unit: "images" });
+    }
+    let state = if bad.count == 0 { State::Good } else { State::Wrong };
+    push(found, "digests", state, format!("{} of {total} images are not the bytes that were ingested{}", bad.count, bad.first()));
+    Ok(())
+}
+
+/// Files that no version holds, as an ingest leaves them that was stopped between writing and committing.
+async fn orphans(dataset: &Dataset, table: Table, options: &Options, found: &mut Vec<Finding>) -> Result<()> {
+    let policy = CleanupPolicy { before_version: Some(0), delete_unverified: true, ..CleanupPolicy::default() };
+    let cleanup = dataset.cleanup(policy);
+    let explained = cleanup.explain().await.map_err(Error::lance(dataset.uri()))?;
+    let files = explained.candidate_files.len();
+    if files == 0 {
+        return Ok(());
+    }
+    let text = format!("{} holds {files} files of {} bytes that no version needs", table.name(), explained.stats.bytes_removed);
+    if options.repair {
+        cleanup.execute().await.map_err(Error::lance(dataset.uri()))?;
+        push(found, "orphans", State::Repaired, text);
+    } else {
+        push(found, "orphans", State::Wrong, text);
+    }
+    Ok(())
+}
+
+/// Indexes that do not cover all rows.
+async fn indexes(dataset: &Dataset, table: Table, options: &Options, found: &mut Vec<Finding>) -> Result<()> {
+    let wrap = || Error::lance(dataset.uri());
+    let indices = dataset.load_indices().await.map_err(wrap())?;
+    let mut names: Vec<&str> = indices.iter().map(|i| i.name.as_str()).filter(|name| !name.starts_with("__")).collect();
+    names.sort_unstable();
+    names.dedup();
+    for name in names {
+        let covered = |id: u32| indices.iter().any(|i| i.name == name && i.fragment_bitmap.as_ref().is_some_and(|b| b.contains(id)));
+        let left: u64 = dataset
+            .fragments()
+            .iter()
+            .filter(|f| !covered(f.id as u32))
+            .map(|f| f.num_rows().unwrap_or_default() as u64)
+            .sum();
+        let text = format!("index {name} of {} lacks {left} rows", table.name());
+        if left == 0 {
+            push(found, "indexes", State::Good, text);
+        } else if options.repair {
+            Dataset::clone(dataset).optimize_indices(&Default::default()).await.map_err(wrap())?;
+            push(found, "indexes", State::Repaired, text);
+        } else {
+            push(found, "indexes", State::Wrong, text);
+        }
+    }
+    Ok(())
+}
