@@ -83,7 +83,9 @@ impl Error {
             }
             Error::TagExists { name } => format!("choose another name, or move it: tarn tag POOL {name} --force"),
             Error::OutputNotEmpty { .. } => "choose another folder, or add --overwrite".into(),
-            Error::NoColumn { column, known, .. } => return closest(column, known.split(", ")).map(|near| format!("did you mean '{near}'?")),
+            Error::NoColumn { column, known, .. } => {
+                return closest(column, known.split(", ")).map(|near| format!("did you mean '{near}'?"));
+            }
             Error::Held { .. } => "wait until it is done, or stop it".into(),
             Error::Changed { .. } => "run the same command again: it goes on from what is committed".into(),
             Error::Strict { .. } => "mend or remove it, or leave out --strict: the rest goes in and rejects are listed".into(),

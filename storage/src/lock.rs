@@ -18,8 +18,7 @@ impl Lock {
         }
         pool.make_folder()?;
         let path = Path::new(pool.root()).join(".lock");
-        let mut file =
-            File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(Error::io(&path))?;
+        let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(Error::io(&path))?;
         match file.try_lock() {
             Ok(()) => {
                 let holder = format!("process {}", std::process::id());

@@ -28,7 +28,10 @@ pub struct Reject {
 
 impl Reject {
     pub fn file(path: &str, reason: &'static str, detail: impl ToString) -> Reject {
-        Reject { path: path.to_string(), reason, detail: detail.to_string(), ..Reject::default() }
+        let detail = detail.to_string();
+        // Errors name their file, which is there already.
+        let detail = detail.strip_prefix(path).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&detail).to_string();
+        Reject { path: path.to_string(), reason, detail, ..Reject::default() }
     }
 
     pub fn row(path: &str, row: u64, reason: &'static str, detail: impl ToString) -> Reject {

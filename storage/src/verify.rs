@@ -277,12 +277,7 @@ async fn indexes(dataset: &Dataset, table: Table, options: &Options, found: &mut
     names.dedup();
     for name in names {
         let covered = |id: u32| indices.iter().any(|i| i.name == name && i.fragment_bitmap.as_ref().is_some_and(|b| b.contains(id)));
-        let left: u64 = dataset
-            .fragments()
-            .iter()
-            .filter(|f| !covered(f.id as u32))
-            .map(|f| f.num_rows().unwrap_or_default() as u64)
-            .sum();
+        let left: u64 = dataset.fragments().iter().filter(|f| !covered(f.id as u32)).map(|f| f.num_rows().unwrap_or_default() as u64).sum();
         let text = format!("index {name} of {} lacks {left} rows", table.name());
         if left == 0 {
             push(found, "indexes", State::Good, text);

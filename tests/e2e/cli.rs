@@ -44,7 +44,8 @@ fn sources(t: &Sandbox) {
     assert_eq!(output.code, 0, "{}", output.stderr);
     assert!(output.stderr.contains("ingested 8 samples"), "{}", output.stderr);
     assert!(
-        output.stderr.contains("skipped 1: unreadable metadata file (first: m/broken.parquet: not a readable parquet file"),
+        output.stderr.contains("rejected 1: not readable (first: ")
+            && output.stderr.contains("m/broken.parquet: not a readable parquet file"),
         "{}",
         output.stderr
     );
@@ -53,8 +54,8 @@ fn sources(t: &Sandbox) {
     rows[0].uid = "not a uid".into();
     tarn_tests::write_metadata(&t.path("again.parquet"), &rows);
     let output = t.tarn(&["ingest", "pool", "again.parquet"]);
-    assert!(output.stderr.contains("skipped 1: not a uid (first: again.parquet, row 0)"), "{}", output.stderr);
-    assert!(output.stderr.contains("skipped 7: uid is in the pool already (first: again.parquet, row 1)"), "{}", output.stderr);
+    assert!(output.stderr.contains("again.parquet, row 0: not a uid)"), "{}", output.stderr);
+    assert!(output.stderr.contains("rejected 7: uid is in the pool already"), "{}", output.stderr);
 }
 
 fn second_ingest_adds_nothing(t: &Sandbox) {
@@ -63,8 +64,8 @@ fn second_ingest_adds_nothing(t: &Sandbox) {
     assert!(output.stderr.contains("passed over 1 files that the pool has already"), "{}", output.stderr);
     assert_eq!(t.ok(&["sql", pool, "-c", "SELECT count(*) AS n FROM pool", "--format", "csv"]), "n\n8\n");
     assert_eq!(
-        t.ok(&["sql", pool, "-c", "SELECT kind, rows, skipped FROM ledger", "--format", "csv"]),
-        "kind,rows,skipped\nmetadata,8,0\n"
+        t.ok(&["sql", pool, "-c", "SELECT kind, rows, rejected FROM ledger", "--format", "csv"]),
+        "kind,rows,rejected\nmetadata,8,0\n"
     );
 }
 

@@ -7,6 +7,8 @@ mod golden;
 mod gradients;
 mod path;
 mod real;
+mod source;
+mod storage;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,7 +21,7 @@ fn main() {
         eprintln!("TARN_TEST_DATA is not set: tests on real data are skipped");
     }
     let mut trials = Vec::new();
-    for (name, test) in [cli::TESTS, path::TESTS, gradients::TESTS].concat() {
+    for (name, test) in [cli::TESTS, storage::TESTS, path::TESTS, gradients::TESTS].concat() {
         trials.push(Trial::test(name, move || run(|| test(&Sandbox::new()))));
     }
     for (name, test) in [golden::TESTS, real::TESTS].concat() {

@@ -27,9 +27,7 @@ pub(crate) fn run(args: cli::Export, runtime: &Runtime) -> Result<()> {
         }
         let columns = columns(&args, &pool).await?;
         let summary = match args.to {
-            ExportFormat::Webdataset => {
-                export::webdataset(&pool, &subset, &args.output, args.blur, args.overwrite, &on_progress).await
-            }
+            ExportFormat::Webdataset => export::webdataset(&pool, &subset, &args.output, args.blur, args.overwrite, &on_progress).await,
             _ => export::parquet(&pool, &subset, &columns, &args.output, args.overwrite, &on_progress).await,
         };
         Ok::<_, Error>(summary?)

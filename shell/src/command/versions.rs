@@ -2,9 +2,9 @@ use storage::Pool;
 use tokio::runtime::Runtime;
 
 use super::block_on;
+use crate::Result;
 use crate::cli;
 use crate::format::print;
-use crate::Result;
 
 pub(crate) fn tag(args: cli::Tag, runtime: &Runtime) -> Result<()> {
     let pool = block_on(runtime, Pool::open(&args.pool))?;

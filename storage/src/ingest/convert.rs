@@ -18,22 +18,23 @@ pub(super) fn can_convert(from: &DataType, to: &Field) -> bool {
 }
 
 pub(super) fn column(column: &ArrayRef, to: &Field, lost: &mut Vec<Lost>) -> Result<ArrayRef> {
-    let converted = if column.data_type() == to.data_type() {
-        column.clone()
-    } else if to.name() == "sha256" {
-        sha256(column, lost)?
-    } else {
-        let options = CastOptions { safe: true, ..CastOptions::default() };
-        let cast = cast_with_options(column, to.data_type(), &options)?;
-        if cast.null_count() > column.null_count() {
-            let text = cast_with_options(column, &DataType::Utf8, &options)?;
-            let text = text.as_string::<i32>();
-            lost.extend((0..cast.len()).filter(|&i| cast.is_null(i) && column.is_valid(i)).map(|i| {
-                (i, "does not fit the column's type", if text.is_valid(i) { text.value(i).to_string() } else { String::new() })
-            }));
-        }
-        cast
-    };
+    let converted =
+        if column.data_type() == to.data_type() {
+            column.clone()
+        } else if to.name() == "sha256" {
+            sha256(column, lost)?
+        } else {
+            let options = CastOptions { safe: true, ..CastOptions::default() };
+            let cast = cast_with_options(column, to.data_type(), &options)?;
+            if cast.null_count() > column.null_count() {
+                let text = cast_with_options(column, &DataType::Utf8, &options)?;
+                let text = text.as_string::<i32>();
+                lost.extend((0..cast.len()).filter(|&i| cast.is_null(i) && column.is_valid(i)).map(|i| {
+                    (i, "does not fit the column's type", if text.is_valid(i) { text.value(i).to_string() } else { String::new() })
+                }));
+            }
+            cast
+        };
     match converted.data_type() {
         DataType::Float32 => finite(&converted, converted.as_primitive::<Float32Type>().values().iter().map(|v| f64::from(*v)), lost),
         DataType::Float64 => finite(&converted, converted.as_primitive::<Float64Type>().values().iter().copied(), lost),

@@ -98,7 +98,8 @@ pub(super) async fn ingest(run: &mut Run<'_>) -> Result<()> {
             run.done.fetch_add(p.source.bytes, Ordering::Relaxed);
         }
         entries.sort_by(|(a, _): &(Entry, Vec<Reject>), (b, _)| a.path.cmp(&b.path));
-        commit(run, &mut dataset, group, entries, values.into_iter().map(|(file, reject)| (reject, pending[file].digest)).collect()).await?;
+        commit(run, &mut dataset, group, entries, values.into_iter().map(|(file, reject)| (reject, pending[file].digest)).collect())
+            .await?;
     }
     Ok(())
 }
@@ -121,7 +122,9 @@ async fn prepare(run: &mut Run<'_>, source: &Source) -> Result<Prepared> {
     }
     let arrays = match arrays {
         Ok(arrays) => arrays,
-        Err(e @ Error::Array { .. }) => return Ok(Prepared::Reject(Some(digest), Reject::file(&name, "array of another type or shape", e))),
+        Err(e @ Error::Array { .. }) => {
+            return Ok(Prepared::Reject(Some(digest), Reject::file(&name, "array of another type or shape", e)));
+        }
         Err(e) => return Ok(Prepared::Reject(Some(digest), Reject::file(&name, "not readable", e))),
     };
     let Some(metadata) = metadata_of(run, &source.path) else {
@@ -209,7 +212,8 @@ async fn locate(run: &mut Run<'_>, dataset: &Dataset, pending: &mut Vec<Pending>
     }
     for (file, _) in found.iter().enumerate().filter(|(_, found)| !**found) {
         let Pending { source, digest, metadata, .. } = &pending[file];
-        let detail = format!("the rows of {} are not together in the pool, first uid {}", metadata.path, metadata.first_uid().unwrap_or_default());
+        let detail =
+            format!("the rows of {} are not together in the pool, first uid {}", metadata.path, metadata.first_uid().unwrap_or_default());
         let reject = Reject::file(&source.name(), "its metadata's rows were changed", detail);
         run.reject_file(&source.clone(), Some(*digest), reject).await?;
     }

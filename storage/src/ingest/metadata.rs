@@ -327,9 +327,15 @@ async fn decide_existing(dataset: &Arc<Dataset>, planned: &mut Planned, own: &[S
 }
 
 enum Written {
-    Done { fragments: Vec<Fragment>, files: Vec<(Entry, Vec<Reject>)> },
+    Done {
+        fragments: Vec<Fragment>,
+        files: Vec<(Entry, Vec<Reject>)>,
+    },
     /// A file turned out to end before `end`.
-    Broken { file: Source, end: (u64, String) },
+    Broken {
+        file: Source,
+        end: (u64, String),
+    },
 }
 
 /// Writes a group's rows as fragments.

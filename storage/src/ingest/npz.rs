@@ -59,8 +59,7 @@ impl Npz {
                 _ => Box::new(DeflateDecoder::new(raw)),
             };
             let mut data = Summed { inner, crc: flate2::Crc::new() };
-            let wrong =
-                |expected: String, got: String| Error::Array { path: path.to_path_buf(), array: name.clone(), expected, got };
+            let wrong = |expected: String, got: String| Error::Array { path: path.to_path_buf(), array: name.clone(), expected, got };
             let header = npyz::NpyHeader::from_reader(&mut data).map_err(|e| wrong("a .npy header".into(), e.to_string()))?;
             let (dtype, shape) = (header.dtype().descr(), header.shape().to_vec());
             let rows = arrays.first().map(|first| first.about.rows);

@@ -79,7 +79,10 @@ type BadMember = (String, &'static str, String);
 
 /// Calls `each` with every run of members that share a key, as webdataset groups them: the key is the path up to the
 /// first dot of the file name. Stops when it returns false.
-fn each_group<R: Read>(archive: &mut tar::Archive<R>, mut each: impl FnMut(Result<(String, Parts), BadMember>) -> bool) -> std::io::Result<()> {
+fn each_group<R: Read>(
+    archive: &mut tar::Archive<R>,
+    mut each: impl FnMut(Result<(String, Parts), BadMember>) -> bool,
+) -> std::io::Result<()> {
     let (mut key, mut parts) = (String::new(), Parts::new());
     for entry in archive.entries()? {
         let mut entry = entry?;
@@ -208,8 +211,10 @@ mod tests {
 
     #[test]
     fn pythons_json_is_read() {
-        let info = parse(br#"{"caption": "a \"NaN\" cat", "original_width": 640.0, "original_height": NaN, "exif": -Infinity,
-            "face_bboxes": [[0.1, 0.2, 0.3, 0.4], [1]]}"#);
+        let info = parse(
+            br#"{"caption": "a \"NaN\" cat", "original_width": 640.0, "original_height": NaN, "exif": -Infinity,
+            "face_bboxes": [[0.1, 0.2, 0.3, 0.4], [1]]}"#,
+        );
         let info = info.unwrap();
         assert_eq!(info.caption.as_deref(), Some("a \"NaN\" cat"));
         assert_eq!((info.original_width, info.original_height), (Some(640), None));

@@ -10,8 +10,8 @@ use arrow::array::{
 use arrow::datatypes::{Schema, SchemaRef};
 use arrow::error::ArrowError;
 use futures::StreamExt;
-use lance::{BlobArrayBuilder, Dataset};
 use lance::table::format::Fragment;
+use lance::{BlobArrayBuilder, Dataset};
 use sha2::{Digest, Sha256};
 use tokio::task::JoinHandle;
 
@@ -126,13 +126,7 @@ fn look_through(source: &Source) -> Result<(FileDigest, Vec<(Uid, String, Info)>
 }
 
 /// Decides which images go in: those whose uid neither the pool, nor a group before it, nor a sample before it has.
-async fn plan_group(
-    run: &mut Run<'_>,
-    images: &Dataset,
-    pool: &Dataset,
-    sources: Vec<Source>,
-    flying: &VecDeque<Flying>,
-) -> Result<Group> {
+async fn plan_group(run: &mut Run<'_>, images: &Dataset, pool: &Dataset, sources: Vec<Source>, flying: &VecDeque<Flying>) -> Result<Group> {
     let reading = sources.into_iter().map(|source| async move {
         let task = tokio::task::spawn_blocking({
             let source = source.clone();
