@@ -4,29 +4,36 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{RecordBatch, RecordBatchIterator, RecordBatchReader};
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{Field, Schema, SchemaRef};
 use lance::Dataset;
 use lance::dataset::transaction::{Operation, Transaction, TransactionBuilder, UpdateMode};
-use lance::dataset::{CommitBuilder, InsertBuilder, WriteMode, WriteParams};
+use lance::dataset::{CommitBuilder, InsertBuilder, NewColumnTransform, WriteMode, WriteParams};
 use lance::table::format::Fragment;
 
 use crate::{Error, Pool, Result, Table};
 
-/// The table, made empty with this schema if it does not exist.
+/// Makes a table that does not exist, empty; `Error::Changed` if it does by now.
 pub(crate) async fn create(pool: &Pool, table: Table, schema: SchemaRef) -> Result<Arc<Dataset>> {
-    if let Some(dataset) = pool.dataset(table).await? {
-        return Ok(dataset);
-    }
     pool.make_folder()?;
     let params = WriteParams { mode: WriteMode::Create, session: Some(pool.session()), ..WriteParams::default() };
     let empty = RecordBatchIterator::new([Ok(RecordBatch::new_empty(schema.clone()))], schema);
     let uri = pool.uri(table);
     match InsertBuilder::new(&uri).with_params(&params).execute_stream(empty).await {
         Ok(dataset) => Ok(Arc::new(dataset)),
-        // Another process was first.
-        Err(lance::Error::DatasetAlreadyExists { .. }) => pool.require(table).await,
+        Err(lance::Error::DatasetAlreadyExists { .. }) => Err(Error::Changed { path: uri }),
         Err(e) => Err(Error::lance(uri)(e)),
     }
+}
+
+/// The table with columns that it lacks, null in every row, without touching its files.
+pub(crate) async fn add_null_columns(dataset: &Arc<Dataset>, fields: Vec<Field>) -> Result<Arc<Dataset>> {
+    if fields.is_empty() {
+        return Ok(dataset.clone());
+    }
+    let mut wider = Dataset::clone(dataset);
+    let transform = NewColumnTransform::AllNulls(Arc::new(Schema::new(fields)));
+    wider.add_columns(transform, None, None).await.map_err(conflict(dataset))?;
+    Ok(Arc::new(wider))
 }
 
 /// Writes the batches as new fragments of at most `fragment_rows`, which no version of the table holds yet.
@@ -95,11 +102,16 @@ pub(crate) async fn execute(dataset: &Arc<Dataset>, operation: Operation, proper
     let transaction: Transaction =
         TransactionBuilder::new(dataset.version().version, operation).transaction_properties(Some(Arc::new(properties))).build();
     let committed = CommitBuilder::new(dataset.clone()).with_skip_auto_cleanup(true).execute(transaction).await;
-    committed.map(Arc::new).map_err(|e| match e {
+    committed.map(Arc::new).map_err(conflict(dataset))
+}
+
+fn conflict(dataset: &Dataset) -> impl FnOnce(lance::Error) -> Error {
+    let path = dataset.uri().to_string();
+    move |e| match e {
         lance::Error::CommitConflict { .. }
         | lance::Error::RetryableCommitConflict { .. }
         | lance::Error::TooMuchWriteContention { .. }
-        | lance::Error::IncompatibleTransaction { .. } => Error::Changed { path: dataset.uri().to_string() },
-        e => Error::lance(dataset.uri())(e),
-    })
+        | lance::Error::IncompatibleTransaction { .. } => Error::Changed { path },
+        e => Error::lance(path)(e),
+    }
 }

@@ -13,6 +13,7 @@ use lance::Dataset;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::commit::{self, Change};
 use crate::{Error, Pool, Result, Table, Uid, schema};
 
 pub(crate) type FileDigest = [u8; 32];
@@ -46,6 +47,19 @@ impl Entry {
     }
 }
 
+/// The tables that an ingest writes to, each at the version that it goes on from. They are opened before the ledger is
+/// read: what others commit later makes the next commit fail.
+pub(crate) struct Tables {
+    pub samples: Option<Arc<Dataset>>,
+    pub images: Option<Arc<Dataset>>,
+}
+
+impl Tables {
+    pub async fn open(pool: &Pool) -> Result<Tables> {
+        Ok(Tables { samples: pool.dataset(Table::Pool).await?, images: pool.dataset(Table::Images).await? })
+    }
+}
+
 /// The property of a commit that holds its files' entries, so that a run that stops before it has written them to
 /// the ledger loses nothing.
 const PROPERTY: &str = "tarn.ledger";
@@ -56,6 +70,8 @@ const ADDED: &str = "tarn.added";
 #[derive(Default)]
 pub(crate) struct Ledger {
     entries: Vec<Entry>,
+    /// Of the table, when it was read or written last.
+    version: u64,
     by_digest: HashMap<FileDigest, usize>,
     by_file: HashSet<(String, u64, i64)>,
     /// Rows of `pool` that a stopped run has made for shards whose images it did not commit.
@@ -66,28 +82,23 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     /// Reads the ledger, and completes it by what a stopped run has committed.
-    pub async fn open(pool: &Pool) -> Result<Ledger> {
-        let mut ledger = Ledger::look(pool).await?;
+    pub async fn open(pool: &Pool, tables: &Tables) -> Result<Ledger> {
+        let mut ledger = Ledger::look(pool, tables).await?;
         let lost = std::mem::take(&mut ledger.lost);
         ledger.append(pool, lost).await?;
         Ok(ledger)
     }
 
-    /// Reads the ledger as it is.
-    pub async fn look(pool: &Pool) -> Result<Ledger> {
+    /// Reads the ledger as it is. What it lacks of the commits up to these versions is `lost`.
+    pub async fn look(pool: &Pool, tables: &Tables) -> Result<Ledger> {
         let mut ledger = Ledger::default();
         if let Some(dataset) = pool.dataset(Table::Ledger).await? {
-            let wrap = || Error::lance(dataset.uri());
-            let mut scanner = dataset.scan();
-            let mut stream = scanner.scan_in_order(true).try_into_stream().await.map_err(wrap())?;
-            while let Some(batch) = stream.try_next().await.map_err(wrap())? {
-                read(&batch).into_iter().for_each(|entry| ledger.insert(entry));
-            }
+            ledger.read(&dataset).await?;
         }
-        for (table, kinds) in [(Table::Pool, ["metadata", "embeddings"]), (Table::Images, ["shard", "shard"])] {
-            let Some(dataset) = pool.dataset(table).await? else { continue };
+        for (dataset, kinds) in [(&tables.samples, ["metadata", "embeddings"]), (&tables.images, ["shard", "shard"])] {
+            let Some(dataset) = dataset else { continue };
             let last = ledger.entries.iter().filter(|e| kinds.contains(&e.kind.as_str())).map(|e| e.version).max().unwrap_or(0);
-            for (version, properties) in properties_since(&dataset, last).await? {
+            for (version, properties) in properties_since(dataset, last).await? {
                 let json = properties.get(PROPERTY).map_or("[]", String::as_str);
                 for entry in serde_json::from_str::<Vec<Entry>>(json).unwrap_or_default() {
                     if !ledger.has(&entry.digest) {
@@ -130,13 +141,43 @@ impl Ledger {
         self.entries.push(entry);
     }
 
-    pub async fn append(&mut self, pool: &Pool, entries: Vec<Entry>) -> Result<()> {
-        if entries.is_empty() {
-            return Ok(());
+    /// Writes down entries, but for those that another ingest has written down meanwhile.
+    pub async fn append(&mut self, pool: &Pool, mut entries: Vec<Entry>) -> Result<()> {
+        while !entries.is_empty() {
+            let dataset = match pool.dataset(Table::Ledger).await? {
+                Some(dataset) => dataset,
+                None => match commit::create(pool, Table::Ledger, schema::ledger()).await {
+                    Err(Error::Changed { .. }) => continue,
+                    created => created?,
+                },
+            };
+            if dataset.version().version != self.version {
+                self.read(&dataset).await?;
+                entries.retain(|entry| !self.has(&entry.digest));
+            }
+            let batches = RecordBatchIterator::new([Ok(write(&entries)?)], schema::ledger());
+            let fragments = commit::write_fragments(&dataset, Box::new(batches), usize::MAX >> 1).await?;
+            match commit::commit(&dataset, Change { fragments, ..Change::default() }, HashMap::new()).await {
+                Err(Error::Changed { .. }) => continue,
+                committed => self.version = committed?.version().version,
+            }
+            std::mem::take(&mut entries).into_iter().for_each(|entry| self.insert(entry));
         }
-        let batches = RecordBatchIterator::new([Ok(write(&entries)?)], schema::ledger());
-        pool.append(Table::Ledger, Box::new(batches)).await?;
-        entries.into_iter().for_each(|entry| self.insert(entry));
+        Ok(())
+    }
+
+    async fn read(&mut self, dataset: &Dataset) -> Result<()> {
+        let wrap = || Error::lance(dataset.uri());
+        let mut scanner = dataset.scan();
+        let mut stream = scanner.scan_in_order(true).try_into_stream().await.map_err(wrap())?;
+        while let Some(batch) = stream.try_next().await.map_err(wrap())? {
+            for entry in read(&batch) {
+                if !self.has(&entry.digest) {
+                    self.insert(entry);
+                }
+            }
+        }
+        self.version = dataset.version().version;
         Ok(())
     }
 }

@@ -56,7 +56,7 @@ impl Pool {
             let pool = Pool::at(root);
             if pool.dataset(Table::Pool).await?.is_none() {
                 let path = root.to_string();
-                let exists = is_uri(root) || Path::new(root).exists();
+                let exists = !is_uri(root) && Path::new(root).exists();
                 return Err(if exists { Error::NotAPool { path } } else { Error::PoolMissing { path } });
             }
             Ok(pool)
@@ -138,13 +138,6 @@ impl Pool {
             }
         };
         Ok(written.map_err(Error::lance(uri))?.version().version)
-    }
-
-    /// Adds columns of `pool` that it lacks, null in every row, without touching its files.
-    pub(crate) async fn add_null_columns(&self, schema: Schema) -> Result<()> {
-        let mut dataset = Dataset::clone(&*self.require(Table::Pool).await?);
-        let transform = NewColumnTransform::AllNulls(Arc::new(schema));
-        dataset.add_columns(transform, None, None).await.map_err(Error::lance(self.uri(Table::Pool)))
     }
 
     /// An error if `add_columns` would refuse a column of this schema, before the work is done.

@@ -112,6 +112,7 @@ pub(crate) async fn dropped_rows(pool: &Pool, digest: &FileDigest) -> Result<Vec
         .flat_map(|batch| batch.column(0).as_primitive::<arrow::datatypes::Int64Type>().values().iter().map(|&row| row as u64))
         .collect();
     rows.sort_unstable();
+    rows.dedup();
     Ok(rows)
 }
 

@@ -31,7 +31,22 @@ pub fn pool_field(name: &str) -> Option<Field> {
         "sha256" => DataType::FixedSizeBinary(32),
         _ => embedding_type(EMBEDDINGS.iter().find(|(array, _)| *array == name)?.1),
     };
-    Some(Field::new(name, data_type, true))
+    let field = Field::new(name, data_type, true);
+    Some(match compression(name) {
+        Some(compression) => field.with_metadata([("lance-encoding:compression".to_string(), compression.to_string())].into()),
+        None => field,
+    })
+}
+
+/// How a column is compressed where Lance's choice (FSST) is not the best. A million captions of 63 characters decode
+/// 1.4 times and are written 4 times as fast without, for 40 MB more beside 5 GB of embeddings; urls are written twice as
+/// fast by LZ4, for a third more (zstd: the size of FSST, and scans 2.7 times slower).
+fn compression(name: &str) -> Option<&'static str> {
+    match name {
+        "text" => Some("none"),
+        "url" => Some("lz4"),
+        _ => None,
+    }
 }
 
 /// A column that CommonPool does not define, as the pool keeps it.

@@ -1,6 +1,4 @@
-use std::collections::HashMap;
 use std::fmt;
-use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::str::FromStr;
 
 use sha2::{Digest, Sha256};
@@ -10,7 +8,7 @@ use crate::{Error, Result};
 /// The 128-bit name of a sample; 32 hexadecimal digits wherever a person sees it.
 ///
 /// Ordered as a big-endian number, which is the order of its text and of DataComp's `(high, low)` pairs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Uid(pub [u8; 16]);
 
 impl Uid {
@@ -38,33 +36,6 @@ impl Uid {
     }
 }
 
-/// Uids are hashes already: one multiplication spreads those that are made by hand.
-impl Hash for Uid {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64((self.halves().0 ^ self.halves().1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    }
-}
-
-/// Takes over what `Uid` gives it.
-#[derive(Default, Clone)]
-pub(crate) struct UidHasher(u64);
-
-impl Hasher for UidHasher {
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("only uids are hashed");
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
-pub(crate) type UidMap<T> = HashMap<Uid, T, BuildHasherDefault<UidHasher>>;
-
 impl FromStr for Uid {
     type Err = Error;
 
@@ -86,11 +57,13 @@ pub(crate) fn hex_decode(text: &str, out: &mut [u8]) -> bool {
     if digits.len() != 2 * out.len() {
         return false;
     }
-    let mut bad = 0;
-    for (byte, pair) in out.iter_mut().zip(digits.as_chunks::<2>().0) {
-        let (high, low) = (NIBBLES[usize::from(pair[0])], NIBBLES[usize::from(pair[1])]);
+    // By index: it is hot, and the crate is compiled for a short build.
+    let (mut bad, mut i) = (0, 0);
+    while i < out.len() {
+        let (high, low) = (NIBBLES[digits[2 * i] as usize], NIBBLES[digits[2 * i + 1] as usize]);
         bad |= high | low;
-        *byte = high << 4 | low & 15;
+        out[i] = high << 4 | low & 15;
+        i += 1;
     }
     bad < 16
 }

@@ -13,7 +13,7 @@ use lance::index::DatasetIndexExt;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Tables};
 use crate::lock::Lock;
 use crate::pool::uids_of;
 use crate::{Error, OnProgress, Pool, Progress, Result, Table, Uid, images};
@@ -83,7 +83,8 @@ fn push(found: &mut Vec<Finding>, check: &'static str, state: State, text: Strin
 /// Whether the tables have the rows that the ledger says.
 async fn counts(pool: &Pool, table: &Dataset, images: Option<&Dataset>, options: &Options, found: &mut Vec<Finding>) -> Result<()> {
     // Opening it to write completes it by what a stopped ingest has committed.
-    let ledger = if options.repair { Ledger::open(pool).await? } else { Ledger::look(pool).await? };
+    let tables = Tables::open(pool).await?;
+    let ledger = if options.repair { Ledger::open(pool, &tables).await? } else { Ledger::look(pool, &tables).await? };
     let lost = ledger.lost();
     if lost > 0 {
         push(found, "ledger", State::Wrong, format!("{lost} files of a stopped ingest are in the pool and not in the ledger"));

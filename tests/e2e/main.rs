@@ -7,6 +7,7 @@ mod golden;
 mod gradients;
 mod path;
 mod real;
+mod s3;
 mod source;
 mod storage;
 
@@ -29,6 +30,15 @@ fn main() {
         let trial = Trial::test(name, move || run(|| test(&Sandbox::new(), folder.as_deref().expect("ignored without data"))));
         trials.push(trial.with_ignored_flag(data.is_none()));
     }
+    for (name, test, module) in
+        [("pool_in_s3", s3::pool_in_s3 as fn(&Sandbox), "moto.server"), ("pool_in_pylance", s3::pool_in_pylance, "lance")]
+    {
+        let missing = s3::python_with(module).is_none();
+        if missing {
+            eprintln!("TARN_TEST_PYTHON names no Python with {module}: {name} is skipped");
+        }
+        trials.push(Trial::test(name, move || run(|| test(&Sandbox::new()))).with_ignored_flag(missing));
+    }
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
 
@@ -46,6 +56,7 @@ fn run(test: impl FnOnce() + std::panic::UnwindSafe) -> Result<(), Failed> {
 /// A fresh folder to run `tarn` in.
 struct Sandbox {
     dir: tempfile::TempDir,
+    environment: Vec<(String, String)>,
 }
 
 /// What a run of `tarn` gave.
@@ -57,7 +68,20 @@ struct Output {
 
 impl Sandbox {
     fn new() -> Sandbox {
-        Sandbox { dir: tempfile::tempdir().expect("a temporary folder") }
+        Sandbox { dir: tempfile::tempdir().expect("a temporary folder"), environment: Vec::new() }
+    }
+
+    /// A fresh folder, where `tarn` has these variables.
+    fn with_environment<const N: usize>(variables: [(&str, &str); N]) -> Sandbox {
+        let environment = variables.map(|(name, value)| (name.to_string(), value.to_string())).to_vec();
+        Sandbox { environment, ..Sandbox::new() }
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tarn"));
+        let variables = self.environment.iter().map(|(name, value)| (name, value));
+        command.args(args).current_dir(self.dir.path()).envs(variables);
+        command
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -72,7 +96,7 @@ impl Sandbox {
     }
 
     fn tarn(&self, args: &[&str]) -> Output {
-        let output = Command::new(env!("CARGO_BIN_EXE_tarn")).args(args).current_dir(self.dir.path()).output().expect("tarn starts");
+        let output = self.command(args).output().expect("tarn starts");
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         Output { code: output.status.code().unwrap_or(-1), stdout: output.stdout, stderr }
     }

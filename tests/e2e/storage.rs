@@ -1,8 +1,8 @@
 //! Ingest, its order and its interruptions, what it rejects, versions, verify and export.
 
 use std::collections::BTreeMap;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Stdio;
+use std::time::Instant;
 
 use half::f16;
 
@@ -24,7 +24,7 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// Everything in a pool, in one order, without what depends on when it was committed.
-fn content(t: &Sandbox, pool: &str) -> String {
+pub(crate) fn content(t: &Sandbox, pool: &str) -> String {
     let queries = [
         "SELECT * FROM pool ORDER BY uid",
         "SELECT uid, width, height, format, sha256, status FROM images ORDER BY uid",
@@ -35,7 +35,7 @@ fn content(t: &Sandbox, pool: &str) -> String {
 }
 
 /// 400 samples in metadata of four files, vectors for three of them, and pictures of 120 samples in four shards.
-fn sources(t: &Sandbox) {
+pub(crate) fn sources(t: &Sandbox) {
     for file in 0..4 {
         let samples = file * 100..(file + 1) * 100;
         source::metadata(&t.path(&format!("m/{file}.parquet")), samples.clone());
@@ -57,7 +57,7 @@ fn values(t: &Sandbox, pool: &str, sql: &str) -> Vec<String> {
 fn order(t: &Sandbox) {
     sources(t);
     t.ok(&["ingest", "once", "m", "s", "--fragment-rows", "150"]);
-    assert_eq!(values(t, "once", "SELECT (SELECT count(*) FROM pool), (SELECT count(*) FROM images)"), ["400,120"]);
+    assert_eq!(values(t, "once", "SELECT (SELECT count(*) FROM pool) AS a, (SELECT count(*) FROM images) AS b"), ["400,120"]);
     assert_eq!(values(t, "once", "SELECT count(b32_img), count(l14_img) FROM pool"), ["200,300"]);
     // Each vector is with its sample.
     let sql = "SELECT uid, l14_img FROM pool WHERE l14_img IS NOT NULL";
@@ -111,13 +111,7 @@ fn kills(t: &Sandbox) {
         let pool = format!("pool{pools}");
         pools += 1;
         loop {
-            let mut tarn = Command::new(env!("CARGO_BIN_EXE_tarn"))
-                .args(["ingest", &pool, "m", "s"])
-                .args(options)
-                .current_dir(t.path("."))
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap();
+            let mut tarn = t.command(&[&["ingest", &pool, "m", "s"], &options[..]].concat()).stderr(Stdio::null()).spawn().unwrap();
             random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             std::thread::sleep(whole.mul_f64((random >> 40) as f64 / (1u64 << 24) as f64));
             tarn.kill().unwrap();
@@ -244,7 +238,7 @@ fn strict(t: &Sandbox) {
     let words = ["stopped at the first reject: uid is in the pool already", "b.parquet, row 0", "--strict"];
     t.fails(1, &["ingest", "pool", "m", "--strict", "--fragment-rows", "10"], &words);
     t.ok(&["ingest", "pool", "m"]);
-    assert_eq!(values(t, "pool", "SELECT (SELECT count(*) FROM pool), (SELECT count(*) FROM rejects)"), ["15,5"]);
+    assert_eq!(values(t, "pool", "SELECT (SELECT count(*) FROM pool) AS a, (SELECT count(*) FROM rejects) AS b"), ["15,5"]);
 }
 
 fn compressed(t: &Sandbox) {
@@ -287,14 +281,7 @@ fn made_uids(t: &Sandbox) {
 /// Both succeed, or one says who holds the pool; nothing is there twice.
 fn two_at_once(t: &Sandbox) {
     sources(t);
-    let start = || {
-        Command::new(env!("CARGO_BIN_EXE_tarn"))
-            .args(["ingest", "pool", "m", "s", "--fragment-rows", "100"])
-            .current_dir(t.path("."))
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap()
-    };
+    let start = || t.command(&["ingest", "pool", "m", "s", "--fragment-rows", "100"]).stderr(Stdio::piped()).spawn().unwrap();
     let both = [start(), start()].map(|tarn| tarn.wait_with_output().unwrap());
     for output in &both {
         let stderr = String::from_utf8_lossy(&output.stderr);

@@ -8,6 +8,7 @@ use crate::cli;
 use crate::progress::Meter;
 
 pub(crate) fn run(args: cli::Ingest, runtime: &Runtime) -> Result<()> {
+    keep_memory_together();
     let meter = Meter::new("ingest");
     let pool = Pool::at(&args.pool);
     let default = Options::default();
@@ -21,6 +22,17 @@ pub(crate) fn run(args: cli::Ingest, runtime: &Runtime) -> Result<()> {
     meter.finish();
     print(&args.pool, &summary?);
     Ok(())
+}
+
+/// Of glibc's allocator one arena a core, not eight: each keeps what the many short-lived buffers of a long ingest
+/// leave, and the sum grew with the pool (12.8 M rows: 580 MB, so 380 MB).
+fn keep_memory_together() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        // SAFETY: mallopt takes plain numbers and may be called at any time.
+        unsafe { libc::mallopt(libc::M_ARENA_MAX, cores as libc::c_int) };
+    }
 }
 
 fn print(pool: &str, s: &Summary) {

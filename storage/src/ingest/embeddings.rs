@@ -13,7 +13,9 @@ use futures::TryStreamExt;
 use half::f16;
 use lance::Dataset;
 use lance::dataset::transaction::{DataReplacementGroup, Operation};
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
+use tokio::task::JoinHandle;
 
 use super::npz::{self, Npz};
 use super::sources::{Kind, Source};
@@ -21,15 +23,16 @@ use super::{Run, entry};
 use crate::ledger::{self, Entry, FileDigest, digest_file};
 use crate::pool::uids_of;
 use crate::rejects::{self, Reject};
-use crate::{Error, Result, Table, Uid};
+use crate::{Error, Result, Uid, commit};
 
-/// Rows written at a time: of CommonPool's four embeddings 20 MB.
-const BATCH_ROWS: u32 = 4096;
+/// Rows written at a time: of CommonPool's four embeddings 5 MB.
+const BATCH_ROWS: u32 = 1024;
 
 /// An `.npz` whose rows are to be found in the pool.
 struct Pending {
     source: Source,
-    digest: FileDigest,
+    /// Known once its fragment's turn has come.
+    digest: Option<FileDigest>,
     arrays: Vec<npz::Array>,
     /// The metadata of its stem, and which of that file's rows are not in the pool.
     metadata: Entry,
@@ -50,15 +53,12 @@ pub(super) async fn ingest(run: &mut Run<'_>) -> Result<()> {
     let mut pending = Vec::new();
     for source in sources {
         match prepare(run, &source).await? {
-            Prepared::Join(p) => pending.push(p),
-            Prepared::Known => run.known(&source),
-            Prepared::Reject(digest, reject) => run.reject_file(&source, digest, reject).await?,
+            Ok(p) => pending.push(p),
+            Err(reject) => reject_new(run, &source, reject).await?,
         }
     }
-    if pending.is_empty() {
-        return Ok(());
-    }
-    let mut dataset = add_columns(run, &mut pending).await?;
+    let Some(dataset) = run.tables.samples.clone().filter(|_| !pending.is_empty()) else { return Ok(()) };
+    let mut dataset = add_columns(run, &dataset, &mut pending).await?;
     let pieces = locate(run, &dataset, &mut pending).await?;
     // Each file is recorded with the last fragment that it reaches into.
     let mut last: HashMap<usize, u32> = HashMap::new();
@@ -67,13 +67,30 @@ pub(super) async fn ingest(run: &mut Run<'_>) -> Result<()> {
             last.entry(piece.file).and_modify(|last| *last = fragment.max(*last)).or_insert(fragment);
         }
     }
-    let mut broken = vec![false; pending.len()];
+    let mut out = vec![false; pending.len()];
     let mut fragments: Vec<(u32, Vec<Piece>)> = pieces.into_iter().collect();
     fragments.sort_unstable_by_key(|(id, _)| *id);
-    for (id, mut pieces) in fragments {
-        let files = Arc::new(pending.iter().map(|p| (p.source.path.clone(), p.arrays.clone())).collect::<Vec<_>>());
+    let files: Files = Arc::new(pending.iter().map(|p| (p.source.path.clone(), p.arrays.clone())).collect());
+    let mut ahead: Option<Digests> = None;
+    for at in 0..fragments.len() {
+        let (id, mut pieces) = fragments[at].clone();
+        // Digests are taken while the fragment before is written; the writer then finds the files in the page cache.
+        let digests = ahead.take().unwrap_or_else(|| digest_all(&files, &pieces, &pending));
+        for (file, digest) in run.wait("", digests).await? {
+            let source = pending[file].source.clone();
+            match digest {
+                Ok(digest) if run.is_known(&digest) => run.known(&source),
+                Ok(digest) => {
+                    pending[file].digest = Some(digest);
+                    continue;
+                }
+                Err(e) => run.reject_file(&source, None, Reject::file(&source.name(), "not readable", e)).await?,
+            }
+            out[file] = true;
+        }
+        ahead = fragments.get(at + 1).map(|(_, next)| digest_all(&files, next, &pending));
         let (group, values) = loop {
-            pieces.retain(|piece| !broken[piece.file]);
+            pieces.retain(|piece| !out[piece.file]);
             if pieces.is_empty() {
                 break (None, vec![]);
             }
@@ -83,61 +100,64 @@ pub(super) async fn ingest(run: &mut Run<'_>) -> Result<()> {
                 Ok((group, values)) => break (Some(group), values),
                 // Without the file that turned out to be broken.
                 Err((file, e)) => {
-                    broken[file] = true;
+                    out[file] = true;
                     let Pending { source, digest, .. } = &pending[file];
-                    run.reject_file(&source.clone(), Some(*digest), Reject::file(&source.name(), "not readable", e)).await?;
+                    run.reject_file(&source.clone(), *digest, Reject::file(&source.name(), "not readable", e)).await?;
                 }
             }
         };
         let Some(group) = group else { continue };
         let mut entries = Vec::new();
-        for (&file, _) in last.iter().filter(|(file, last)| **last == id && !broken[**file]) {
+        for (&file, _) in last.iter().filter(|(file, last)| **last == id && !out[**file]) {
             let p = &pending[file];
-            entries.push((Entry { rows: p.metadata.rows, ..entry(&p.source, p.digest) }, vec![]));
+            let digest = p.digest.expect("taken before the file was read");
+            entries.push((Entry { rows: p.metadata.rows, ..entry(&p.source, digest) }, vec![]));
             run.summary.embeddings += p.metadata.rows;
             run.done.fetch_add(p.source.bytes, Ordering::Relaxed);
         }
         entries.sort_by(|(a, _): &(Entry, Vec<Reject>), (b, _)| a.path.cmp(&b.path));
-        commit(run, &mut dataset, group, entries, values.into_iter().map(|(file, reject)| (reject, pending[file].digest)).collect())
-            .await?;
+        let values = values.into_iter().map(|(file, reject)| (reject, pending[file].digest)).collect();
+        dataset = commit_group(run, &dataset, group, entries, values).await?;
     }
+    run.tables.samples = Some(dataset);
     Ok(())
 }
 
-enum Prepared {
-    Join(Pending),
-    Known,
-    Reject(Option<FileDigest>, Reject),
+type Digests = JoinHandle<Result<Vec<(usize, Result<FileDigest>)>>>;
+
+/// The digests of the files of these pieces, but for those that are known.
+fn digest_all(files: &Files, pieces: &[Piece], pending: &[Pending]) -> Digests {
+    let mut of_pieces: Vec<usize> = pieces.iter().map(|piece| piece.file).filter(|&file| pending[file].digest.is_none()).collect();
+    of_pieces.dedup();
+    let files = files.clone();
+    let digest = move || Ok(of_pieces.into_par_iter().map(|file| (file, digest_file(&files[file].0))).collect());
+    tokio::task::spawn_blocking(digest)
 }
 
-async fn prepare(run: &mut Run<'_>, source: &Source) -> Result<Prepared> {
-    let (name, path) = (source.name(), source.path.clone());
-    let read = tokio::task::spawn_blocking(move || Ok::<_, Error>((digest_file(&path)?, npz::arrays(&path)))).await;
-    let (digest, arrays) = match read.map_err(|_| Error::ReaderPanicked { path: source.path.clone() })? {
-        Ok(read) => read,
-        Err(e) => return Ok(Prepared::Reject(None, Reject::file(&name, "not readable", e))),
-    };
-    if run.is_known(&digest) {
-        return Ok(Prepared::Known);
-    }
-    let arrays = match arrays {
+/// Rejects a file of which nothing was read but its header.
+async fn reject_new(run: &mut Run<'_>, source: &Source, reject: Reject) -> Result<()> {
+    let digest = digest_file(&source.path).ok();
+    run.reject_file(source, digest, reject).await
+}
+
+async fn prepare(run: &mut Run<'_>, source: &Source) -> Result<Result<Pending, Reject>> {
+    let name = source.name();
+    let arrays = match npz::arrays(&source.path) {
         Ok(arrays) => arrays,
-        Err(e @ Error::Array { .. }) => {
-            return Ok(Prepared::Reject(Some(digest), Reject::file(&name, "array of another type or shape", e)));
-        }
-        Err(e) => return Ok(Prepared::Reject(Some(digest), Reject::file(&name, "not readable", e))),
+        Err(e @ Error::Array { .. }) => return Ok(Err(Reject::file(&name, "array of another type or shape", e))),
+        Err(e) => return Ok(Err(Reject::file(&name, "not readable", e))),
     };
     let Some(metadata) = metadata_of(run, &source.path) else {
         let detail = format!("ingest {}.parquet first", source.path.with_extension("").display());
-        return Ok(Prepared::Reject(Some(digest), Reject::file(&name, "no metadata of this stem in the pool", detail)));
+        return Ok(Err(Reject::file(&name, "no metadata of this stem in the pool", detail)));
     };
     let dropped = rejects::dropped_rows(run.pool, &metadata.digest).await?;
     let rows = metadata.rows + dropped.len() as u64;
     if arrays[0].rows != rows {
         let detail = format!("expected {rows} rows as in {}, got {}", metadata.path, arrays[0].rows);
-        return Ok(Prepared::Reject(Some(digest), Reject::file(&name, "another number of rows than its metadata", detail)));
+        return Ok(Err(Reject::file(&name, "another number of rows than its metadata", detail)));
     }
-    Ok(Prepared::Join(Pending { source: source.clone(), digest, arrays, metadata, dropped }))
+    Ok(Ok(Pending { source: source.clone(), digest: None, arrays, metadata, dropped }))
 }
 
 /// The ledger's newest metadata with this stem: in the same folder, or else anywhere if only one file has it.
@@ -154,8 +174,7 @@ fn metadata_of(run: &Run<'_>, path: &Path) -> Option<Entry> {
 }
 
 /// Makes the columns that the arrays need. Files whose arrays have another type than the pool's column are rejected.
-async fn add_columns(run: &mut Run<'_>, pending: &mut Vec<Pending>) -> Result<Arc<Dataset>> {
-    let dataset = run.pool.require(Table::Pool).await?;
+async fn add_columns(run: &mut Run<'_>, dataset: &Arc<Dataset>, pending: &mut Vec<Pending>) -> Result<Arc<Dataset>> {
     let mut fields: Vec<Field> = Schema::from(dataset.schema()).fields().iter().map(|f| f.as_ref().clone()).collect();
     let known = fields.len();
     for p in std::mem::take(pending) {
@@ -166,18 +185,14 @@ async fn add_columns(run: &mut Run<'_>, pending: &mut Vec<Pending>) -> Result<Ar
         if let Some((name, stored, dim)) = wrong {
             let detail = format!("array '{name}' has dimension {dim}, the pool's column is {stored}");
             let reject = Reject::file(&p.source.name(), "array of another type or shape", detail);
-            run.reject_file(&p.source.clone(), Some(p.digest), reject).await?;
+            reject_new(run, &p.source, reject).await?;
             continue;
         }
         let new: Vec<Field> = p.arrays.iter().filter(|a| !fields.iter().any(|f| f.name() == &a.name)).map(npz::Array::field).collect();
         fields.extend(new);
         pending.push(p);
     }
-    if fields.len() == known {
-        return Ok(dataset);
-    }
-    run.pool.add_null_columns(Schema::new(fields[known..].to_vec())).await?;
-    run.pool.require(Table::Pool).await
+    commit::add_null_columns(dataset, fields.split_off(known)).await
 }
 
 /// Finds the rows of each file by one scan over the pool's uids, and checks that they are the ones that its metadata
@@ -211,11 +226,11 @@ async fn locate(run: &mut Run<'_>, dataset: &Dataset, pending: &mut Vec<Pending>
         }
     }
     for (file, _) in found.iter().enumerate().filter(|(_, found)| !**found) {
-        let Pending { source, digest, metadata, .. } = &pending[file];
+        let Pending { source, metadata, .. } = &pending[file];
         let detail =
             format!("the rows of {} are not together in the pool, first uid {}", metadata.path, metadata.first_uid().unwrap_or_default());
         let reject = Reject::file(&source.name(), "its metadata's rows were changed", detail);
-        run.reject_file(&source.clone(), Some(*digest), reject).await?;
+        reject_new(run, source, reject).await?;
     }
     Ok(pieces)
 }
@@ -461,22 +476,22 @@ impl Column {
     }
 }
 
-async fn commit(
+async fn commit_group(
     run: &mut Run<'_>,
-    dataset: &mut Arc<Dataset>,
+    dataset: &Arc<Dataset>,
     group: DataReplacementGroup,
     files: Vec<(Entry, Vec<Reject>)>,
-    values: Vec<(Reject, FileDigest)>,
-) -> Result<()> {
+    values: Vec<(Reject, Option<FileDigest>)>,
+) -> Result<Arc<Dataset>> {
     run.count(&values.iter().map(|(reject, _)| reject.clone()).collect::<Vec<_>>())?;
-    let values: Vec<_> = values.into_iter().map(|(reject, digest)| (reject, Some(digest))).collect();
+    let mut entries = run.record(dataset, files).await?;
     rejects::append(run.pool, &values).await?;
-    let mut entries = run.record(files).await?;
     for entry in &mut entries {
         entry.rejected = values.iter().filter(|(_, digest)| *digest == Some(entry.digest)).count() as u64;
     }
     let operation = Operation::DataReplacement { replacements: vec![group] };
-    *dataset = crate::commit::execute(dataset, operation, ledger::properties(&entries)).await?;
+    let dataset = commit::execute(dataset, operation, ledger::properties(&entries)).await?;
     entries.iter_mut().for_each(|entry| entry.version = dataset.version().version);
-    run.ledger.append(run.pool, entries).await
+    run.ledger.append(run.pool, entries).await?;
+    Ok(dataset)
 }

@@ -17,12 +17,12 @@ use lance::table::format::Fragment;
 use sha2::{Digest, Sha256};
 use tokio::task::JoinHandle;
 
+use super::census::{Place, Uids};
 use super::sources::{Kind, Source};
-use super::{Run, census, convert, entry, table};
+use super::{Run, convert, entry, table};
 use crate::commit::{self, Change};
 use crate::ledger::{Entry, FileDigest, digest_file};
 use crate::rejects::Reject;
-use crate::uid::UidMap;
 use crate::{Error, Result, Table, Uid, schema};
 
 const DUPLICATE: &str = "uid is in the pool already";
@@ -49,13 +49,14 @@ pub(super) async fn ingest(run: &mut Run<'_>) -> Result<()> {
     if files.is_empty() {
         return Ok(());
     }
-    let existing = run.pool.dataset(Table::Pool).await?.map(|dataset| Schema::from(dataset.schema()));
-    let known = existing.as_ref().map_or(0, |s| s.fields().len());
-    if existing.is_some() && new_schema.fields().len() > known {
-        run.pool.add_null_columns(Schema::new(new_schema.fields()[known..].to_vec())).await?;
-    }
+    let mut dataset = match &run.tables.samples {
+        Some(dataset) => {
+            let known = dataset.schema().fields.len();
+            commit::add_null_columns(dataset, new_schema.fields()[known..].iter().map(|f| f.as_ref().clone()).collect()).await?
+        }
+        None => commit::create(run.pool, Table::Pool, Arc::new(new_schema.clone())).await?,
+    };
     let new_schema = Arc::new(new_schema);
-    let mut dataset = commit::create(run.pool, Table::Pool, new_schema.clone()).await?;
     let groups = groups(&files, run.options.fragment_rows as u64);
 
     let mut flying: VecDeque<Flying> = VecDeque::new();
@@ -68,7 +69,10 @@ pub(super) async fn ingest(run: &mut Run<'_>) -> Result<()> {
             flying.push_back(Flying { number: next, group, task });
             next += 1;
         }
-        let Some(Flying { number, group, task }) = flying.pop_front() else { return Ok(()) };
+        let Some(Flying { number, group, task }) = flying.pop_front() else {
+            run.tables.samples = Some(dataset);
+            return Ok(());
+        };
         let what = group.files.first().map(|f| f.source.name()).unwrap_or_default();
         match run.wait(&what, task).await? {
             Written::Done { fragments, files } => {
@@ -95,7 +99,7 @@ pub(super) async fn ingest(run: &mut Run<'_>) -> Result<()> {
 /// Reads all headers, and settles the pool's columns: those it has and those that the files bring. Files that cannot
 /// be opened, or have a column that cannot be converted to the pool's type, are rejected.
 async fn plan(run: &mut Run<'_>, sources: Vec<Source>) -> Result<(Vec<File>, Schema)> {
-    let existing = run.pool.dataset(Table::Pool).await?.map(|dataset| Schema::from(dataset.schema()));
+    let existing = run.tables.samples.as_ref().map(|dataset| Schema::from(dataset.schema()));
     let mut fields: Vec<Field> = existing.iter().flat_map(|s| s.fields().iter().map(|f| f.as_ref().clone())).collect();
     if fields.is_empty() {
         fields.extend(schema::pool_field("uid"));
@@ -173,7 +177,7 @@ struct Flying {
 /// Files, and what of each goes in.
 struct Group {
     files: Vec<Planned>,
-    uids: UidMap<(u32, u32)>,
+    uids: Uids,
 }
 
 struct Planned {
@@ -187,18 +191,25 @@ struct Planned {
     rejects: Vec<Reject>,
 }
 
+impl Planned {
+    fn drop_row(&mut self, row: u64, uid: Uid) {
+        self.dropped.push(row);
+        self.rejects.push(Reject::row(&self.source.name(), row, DUPLICATE, uid));
+    }
+}
+
 /// What a file's uids are: its digest, one uid a row (zero where there is none), the rows without, and where and why
 /// it ends early.
-struct Uids {
+struct Column {
     digest: FileDigest,
     uids: Vec<Uid>,
     bad: Vec<(u64, &'static str, String)>,
     end: Option<(u64, String)>,
 }
 
-fn read_uids(file: &File) -> Result<Uids> {
+fn read_uids(file: &File) -> Result<Column> {
     let digest = digest_file(&file.source.path)?;
-    let mut read = Uids { digest, uids: Vec::with_capacity(file.rows as usize), bad: Vec::new(), end: file.end.clone() };
+    let mut read = Column { digest, uids: Vec::with_capacity(file.rows as usize), bad: Vec::new(), end: file.end.clone() };
     let columns: &[&str] = if file.has_uid { &["uid"] } else { &["url", "text"] };
     for batch in table::open(&file.source.path, Some(columns))? {
         let uids = match batch {
@@ -238,7 +249,7 @@ async fn plan_group(run: &mut Run<'_>, dataset: &Arc<Dataset>, files: &mut [File
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let read: Vec<_> = futures::stream::iter(reading.collect::<Vec<_>>()).buffered(cores).collect().await;
 
-    let mut group = Group { files: Vec::new(), uids: UidMap::default() };
+    let (mut planned, mut all): (Vec<Planned>, Vec<(Uid, Place)>) = (Vec::new(), Vec::new());
     for (source, uids) in read {
         let file = files.iter_mut().find(|f| f.source == source).expect("one of these");
         let name = source.name();
@@ -259,26 +270,26 @@ async fn plan_group(run: &mut Run<'_>, dataset: &Arc<Dataset>, files: &mut [File
         if let Some((end, why)) = &uids.end {
             rejects.push(Reject::row(&name, *end, BREAKS_OFF, why));
         }
-        let mut dropped: Vec<u64> = uids.bad.iter().map(|(row, ..)| *row).collect();
-        let mut bad = uids.bad.iter().map(|(row, ..)| *row).peekable();
-        let number = group.files.len() as u32;
-        for (row, uid) in uids.uids.iter().enumerate() {
-            if bad.next_if_eq(&(row as u64)).is_some() {
-                continue;
-            }
-            let in_flight = flying.iter().any(|f| f.group.uids.contains_key(uid));
-            if in_flight || group.uids.contains_key(uid) {
-                dropped.push(row as u64);
-                rejects.push(Reject::row(&name, row as u64, DUPLICATE, uid));
-            } else {
-                group.uids.insert(*uid, (number, row as u32));
-            }
+        let dropped: Vec<u64> = uids.bad.iter().map(|(row, ..)| *row).collect();
+        let number = planned.len() as u32;
+        let rows = uids.uids.iter().enumerate().map(|(row, uid)| (*uid, (number, row as u32)));
+        match dropped.is_empty() {
+            true => all.extend(rows),
+            false => all.extend(rows.filter(|(_, (_, row))| dropped.binary_search(&u64::from(*row)).is_err())),
         }
         let end = uids.end.map(|(end, _)| end);
-        group.files.push(Planned { source, digest: uids.digest, end, dropped, completes: vec![], rejects });
+        planned.push(Planned { source, digest: uids.digest, end, dropped, completes: vec![], rejects });
     }
+    let (uids, mut again) = Uids::new(all);
+    for flying in flying {
+        again.extend(uids.iter().filter(|(uid, _)| flying.group.uids.get(*uid).is_some()));
+    }
+    for (uid, (file, row)) in again {
+        planned[file as usize].drop_row(u64::from(row), uid);
+    }
+    let mut group = Group { files: planned, uids };
     let mut existing = Vec::new();
-    census::find(dataset, &group.uids, |uid, address| existing.push((group.uids[&uid], uid, address))).await?;
+    group.uids.find(dataset, |uid, place, address| existing.push((place, uid, address))).await?;
     existing.sort_unstable();
     for (number, planned) in group.files.iter_mut().enumerate() {
         let of_file = existing.iter().filter(|((file, _), ..)| *file == number as u32);
@@ -296,7 +307,6 @@ async fn plan_group(run: &mut Run<'_>, dataset: &Arc<Dataset>, files: &mut [File
 
 /// Rows whose uid the pool has: one that fills a column that is null there completes it, others are duplicates.
 async fn decide_existing(dataset: &Arc<Dataset>, planned: &mut Planned, own: &[String], rows: Vec<(u64, Uid, u64)>) -> Result<()> {
-    let name = planned.source.name();
     let own: Vec<&str> = own.iter().map(String::as_str).filter(|name| dataset.schema().field(name).is_some()).collect();
     let mut fills = vec![false; rows.len()];
     if !own.is_empty() {
@@ -316,11 +326,9 @@ async fn decide_existing(dataset: &Arc<Dataset>, planned: &mut Planned, own: &[S
         }
     }
     for ((row, uid, address), fills) in rows.into_iter().zip(fills) {
-        if fills {
-            planned.completes.push((row, address));
-        } else {
-            planned.dropped.push(row);
-            planned.rejects.push(Reject::row(&name, row, DUPLICATE, uid));
+        match fills {
+            true => planned.completes.push((row, address)),
+            false => planned.drop_row(row, uid),
         }
     }
     Ok(())

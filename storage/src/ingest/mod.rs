@@ -25,7 +25,7 @@ use lance::Dataset;
 use tokio::task::JoinHandle;
 
 use crate::commit::{self, Change};
-use crate::ledger::{self, Entry, FileDigest, Ledger};
+use crate::ledger::{self, Entry, FileDigest, Ledger, Tables};
 use crate::lock::Lock;
 use crate::rejects::{self, Reject};
 use crate::uid::hex_decode;
@@ -47,7 +47,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { memory: 2 << 30, strict: false, fragment_rows: 1 << 20, group_bytes: 1 << 30 }
+        Options { memory: 2 << 30, strict: false, fragment_rows: 1 << 19, group_bytes: 1 << 30 }
     }
 }
 
@@ -88,8 +88,11 @@ pub fn ingest<'a>(
     async move {
         let sources = sources::find(sources)?;
         let _lock = Lock::take(pool)?;
-        commit::create(pool, Table::Rejects, schema::rejects()).await?;
-        let ledger = Ledger::open(pool).await?;
+        let tables = Tables::open(pool).await?;
+        let ledger = Ledger::open(pool, &tables).await?;
+        if pool.dataset(Table::Rejects).await?.is_none() {
+            commit::create(pool, Table::Rejects, schema::rejects()).await?;
+        }
         let mut run = Run {
             pool,
             options,
@@ -100,6 +103,7 @@ pub fn ingest<'a>(
             seen: HashSet::new(),
             fresh: Vec::new(),
             ledger,
+            tables,
         };
         for source in sources {
             if run.ledger.has_file(&source.name(), source.bytes, source.modified) {
@@ -137,6 +141,7 @@ struct Run<'a> {
     options: &'a Options,
     on_progress: OnProgress<'a>,
     ledger: Ledger,
+    tables: Tables,
     /// Files that are not in the ledger by path, size and time; their digests may be.
     fresh: Vec<Source>,
     /// Digests of the files of this run.
@@ -200,19 +205,19 @@ impl Run<'_> {
 
     /// Commits what a group of files brings, with its rejects and its ledger entries.
     async fn commit(&mut self, dataset: &Arc<Dataset>, change: Change, files: Vec<(Entry, Vec<Reject>)>) -> Result<Arc<Dataset>> {
-        let nothing = change.fragments.is_empty() && change.dead.is_empty();
-        let mut entries = self.record(files).await?;
-        let dataset = match nothing {
-            true => dataset.clone(),
-            false => commit::commit(dataset, change, ledger::properties(&entries)).await?,
-        };
+        let mut entries = self.record(dataset, files).await?;
+        let dataset = commit::commit(dataset, change, ledger::properties(&entries)).await?;
         entries.iter_mut().for_each(|entry| entry.version = dataset.version().version);
         self.ledger.append(self.pool, entries).await?;
         Ok(dataset)
     }
 
     /// Writes the rejects, which are forgotten again if their files do not come to be in the ledger.
-    async fn record(&mut self, files: Vec<(Entry, Vec<Reject>)>) -> Result<Vec<Entry>> {
+    async fn record(&mut self, dataset: &Dataset, files: Vec<(Entry, Vec<Reject>)>) -> Result<Vec<Entry>> {
+        let newest = dataset.latest_version_id().await.map_err(Error::lance(dataset.uri()))?;
+        if newest != dataset.version().version {
+            return Err(Error::Changed { path: dataset.uri().to_string() });
+        }
         let (mut entries, mut all) = (Vec::new(), Vec::new());
         for (mut entry, rejects) in files {
             self.count(&rejects)?;

@@ -1,4 +1,4 @@
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
@@ -15,13 +15,14 @@ use lance::{BlobArrayBuilder, Dataset};
 use sha2::{Digest, Sha256};
 use tokio::task::JoinHandle;
 
+use super::census::{Place, Uids};
 use super::shard::{self, Info, Sample};
 use super::sources::{Kind, Source};
-use super::{Run, census, entry};
+use super::{Run, entry};
 use crate::commit::{self, Change};
 use crate::ledger::{Entry, FileDigest, added_properties};
 use crate::rejects::Reject;
-use crate::uid::{UidMap, hex_decode};
+use crate::uid::hex_decode;
 use crate::{Error, Result, Table, Uid, images, schema};
 
 /// Images are handed to the writer in batches of at most so many, and so many bytes.
@@ -37,7 +38,10 @@ pub(super) async fn ingest(run: &mut Run<'_>) -> Result<()> {
     if sources.is_empty() {
         return Ok(());
     }
-    let mut images = commit::create(run.pool, Table::Images, schema::images()).await?;
+    let mut images = match run.tables.images.clone() {
+        Some(images) => images,
+        None => commit::create(run.pool, Table::Images, schema::images()).await?,
+    };
     let mut pool = open_pool(run).await?;
     let mut groups: VecDeque<Vec<Source>> = VecDeque::new();
     let mut held = u64::MAX;
@@ -82,14 +86,14 @@ pub(super) async fn ingest(run: &mut Run<'_>) -> Result<()> {
 
 /// `pool`, with the columns that shards fill; made if this is the first ingest.
 async fn open_pool(run: &Run<'_>) -> Result<Arc<Dataset>> {
-    let fields = || schema::SHARD_COLUMNS.iter().filter_map(|name| schema::pool_field(name));
-    let dataset = commit::create(run.pool, Table::Pool, Arc::new(Schema::new(fields().collect::<Vec<_>>()))).await?;
-    let missing: Vec<_> = fields().filter(|f| dataset.schema().field(f.name()).is_none()).collect();
-    if missing.is_empty() {
-        return Ok(dataset);
+    let fields: Vec<_> = schema::SHARD_COLUMNS.iter().filter_map(|name| schema::pool_field(name)).collect();
+    match &run.tables.samples {
+        None => commit::create(run.pool, Table::Pool, Arc::new(Schema::new(fields))).await,
+        Some(dataset) => {
+            let missing = fields.into_iter().filter(|f| dataset.schema().field(f.name()).is_none()).collect();
+            commit::add_null_columns(dataset, missing).await
+        }
     }
-    run.pool.add_null_columns(Schema::new(missing)).await?;
-    run.pool.require(Table::Pool).await
 }
 
 struct Flying {
@@ -99,7 +103,7 @@ struct Flying {
 
 struct Group {
     shards: Vec<Shard>,
-    uids: UidMap<(u32, u32)>,
+    uids: Uids,
 }
 
 struct Shard {
@@ -136,14 +140,12 @@ async fn plan_group(run: &mut Run<'_>, images: &Dataset, pool: &Dataset, sources
     });
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let read: Vec<_> = futures::stream::iter(reading.collect::<Vec<_>>()).buffered(cores).collect().await;
-    let mut group = Group { shards: Vec::new(), uids: UidMap::default() };
-    let mut infos = Vec::new();
+    let (mut shards, mut keys, mut all) = (Vec::<Shard>::new(), Vec::new(), Vec::<(Uid, Place)>::new());
     for (source, shard) in read {
-        let name = source.name();
         let (digest, samples, rejects) = match shard.map_err(|_| Error::ReaderPanicked { path: source.path.clone() })? {
             Ok(shard) => shard,
             Err(e) => {
-                run.reject_file(&source, None, Reject::file(&name, "not readable", e)).await?;
+                run.reject_file(&source, None, Reject::file(&source.name(), "not readable", e)).await?;
                 continue;
             }
         };
@@ -151,47 +153,37 @@ async fn plan_group(run: &mut Run<'_>, images: &Dataset, pool: &Dataset, sources
             run.known(&source);
             continue;
         }
-        let mut shard = Shard { source, digest, takes: vec![true; samples.len()], new_samples: vec![], rejects };
-        for (i, (uid, key, info)) in samples.into_iter().enumerate() {
-            let in_flight = flying.iter().any(|f| f.group.uids.contains_key(&uid));
-            if in_flight || group.uids.contains_key(&uid) {
-                shard.takes[i] = false;
-                shard.rejects.push(duplicate(&name, key, uid));
-            } else {
-                group.uids.insert(uid, (group.shards.len() as u32, i as u32));
-                infos.push(Some((uid, key, info)));
+        let number = shards.len() as u32;
+        all.extend(samples.iter().enumerate().map(|(i, (uid, ..))| (*uid, (number, i as u32))));
+        shards.push(Shard { source, digest, takes: vec![true; samples.len()], new_samples: vec![], rejects });
+        keys.push(samples.into_iter().map(|(_, key, info)| (key, Some(info))).collect::<Vec<_>>());
+    }
+    let (uids, mut again) = Uids::new(all);
+    // A sample that is in `images` is a duplicate; one that is not in `pool` gets a row there.
+    let mut new: HashMap<Place, Uid> = uids.iter().map(|(uid, place)| (place, uid)).collect();
+    uids.find(pool, |_, place, _| {
+        new.remove(&place);
+    })
+    .await?;
+    uids.find(images, |uid, place, _| again.push((uid, place))).await?;
+    for (uid, place) in uids.iter().filter(|(uid, _)| flying.iter().any(|f| f.group.uids.get(*uid).is_some())) {
+        again.push((uid, place));
+        new.remove(&place);
+    }
+    for (uid, (shard, i)) in again {
+        let key = &keys[shard as usize][i as usize].0;
+        let shard = &mut shards[shard as usize];
+        shard.takes[i as usize] = false;
+        shard.rejects.push(Reject { member: Some(key.clone()), ..Reject::file(&shard.source.name(), DUPLICATE, uid) });
+    }
+    for (number, (shard, keys)) in shards.iter_mut().zip(&mut keys).enumerate() {
+        for (i, (_, info)) in keys.iter_mut().enumerate() {
+            if let Some(uid) = new.get(&(number as u32, i as u32)) {
+                shard.new_samples.push((*uid, info.take().unwrap_or_default()));
             }
         }
-        group.shards.push(shard);
     }
-    // A sample that is in `images` is a duplicate; one that is not in `pool` gets a row there.
-    let mut in_images = UidMap::default();
-    census::find(images, &group.uids, |uid, _| {
-        in_images.insert(uid, ());
-    })
-    .await?;
-    let mut in_pool = UidMap::default();
-    census::find(pool, &group.uids, |uid, _| {
-        in_pool.insert(uid, ());
-    })
-    .await?;
-    for (uid, key, info) in infos.into_iter().flatten() {
-        let (shard, i) = group.uids[&uid];
-        let shard = &mut group.shards[shard as usize];
-        if in_images.contains_key(&uid) {
-            shard.takes[i as usize] = false;
-            shard.rejects.push(duplicate(&shard.source.name(), key, uid));
-        }
-        let in_flight = || flying.iter().any(|f| f.group.uids.contains_key(&uid));
-        if !in_pool.contains_key(&uid) && !in_flight() {
-            shard.new_samples.push((uid, info));
-        }
-    }
-    Ok(group)
-}
-
-fn duplicate(path: &str, key: String, uid: Uid) -> Reject {
-    Reject { member: Some(key), ..Reject::file(path, DUPLICATE, uid) }
+    Ok(Group { shards, uids })
 }
 
 struct Written {
