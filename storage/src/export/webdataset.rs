@@ -18,7 +18,7 @@ use crate::{Error, OnProgress, Pool, Progress, Result, Subset, Table, Uid, image
 /// Samples a shard, as DataComp's resharder has them.
 pub const SHARD_SAMPLES: usize = 10_000;
 /// Samples read at a time.
-const BATCH: usize = 256;
+const BATCH: usize = 1024;
 
 /// An image of the subset: where it and its metadata lie, and how often it is written.
 #[derive(Clone, Copy)]
