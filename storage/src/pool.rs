@@ -11,6 +11,7 @@ use lance::dataset::{ColumnAlteration, NewColumnTransform, WriteMode, WriteParam
 use lance::session::Session;
 use lance::{Dataset, dataset::InsertBuilder};
 
+use crate::lock::Lock;
 use crate::{Error, Result, Uid};
 
 /// A pool: a folder, or an object-store URI, of Lance datasets.
@@ -156,6 +157,7 @@ impl Pool {
     /// The other columns are not rewritten. Columns of the same name are an error, or dropped first where `replace`.
     pub fn add_columns<'a>(&'a self, batches: Box<dyn RecordBatchReader + Send>, replace: bool) -> BoxFuture<'a, Result<u64>> {
         async move {
+            let _lock = Lock::take(self)?;
             let uri = self.uri(Table::Pool);
             let mut dataset = Dataset::clone(&*self.require(Table::Pool).await?);
             let schema = batches.schema();

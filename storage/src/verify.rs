@@ -55,8 +55,14 @@ const BLOBS: usize = 256;
 /// Looks at everything, whatever it finds on the way.
 pub fn verify<'a>(pool: &'a Pool, options: &'a Options, on_progress: OnProgress<'a>) -> BoxFuture<'a, Result<Vec<Finding>>> {
     async move {
-        let _lock = if options.repair { Some(Lock::take(pool)?) } else { None };
         let table = pool.require(Table::Pool).await?;
+        // Files of an ingest that is under way belong to no version yet; without the lock they may be such.
+        let lock = match Lock::take(pool) {
+            Ok(lock) => Some(lock),
+            Err(e) if options.repair => return Err(e),
+            Err(_) => None,
+        };
+        let alone = lock.is_some() && !pool.is_remote();
         let images = pool.dataset(Table::Images).await?;
         let mut found = Vec::new();
         counts(pool, &table, images.as_deref(), options, &mut found).await?;
@@ -67,7 +73,7 @@ pub fn verify<'a>(pool: &'a Pool, options: &'a Options, on_progress: OnProgress<
         }
         for of in Table::ALL {
             if let Some(dataset) = pool.dataset(of).await? {
-                orphans(&dataset, of, options, &mut found).await?;
+                orphans(&dataset, of, options, alone, &mut found).await?;
                 indexes(&dataset, of, options, &mut found).await?;
             }
         }
@@ -251,8 +257,9 @@ async fn digests(images: &Dataset, on_progress: OnProgress<'_>, found: &mut Vec<
 }
 
 /// Files that no version holds, as an ingest leaves them that was stopped between writing and committing.
-async fn orphans(dataset: &Dataset, table: Table, options: &Options, found: &mut Vec<Finding>) -> Result<()> {
-    let policy = CleanupPolicy { before_version: Some(0), delete_unverified: true, ..CleanupPolicy::default() };
+/// Where others may be writing, only files older than a week count.
+async fn orphans(dataset: &Dataset, table: Table, options: &Options, alone: bool, found: &mut Vec<Finding>) -> Result<()> {
+    let policy = CleanupPolicy { before_version: Some(0), delete_unverified: alone, ..CleanupPolicy::default() };
     let cleanup = dataset.cleanup(policy);
     let explained = cleanup.explain().await.map_err(Error::lance(dataset.uri()))?;
     let files = explained.candidate_files.len();

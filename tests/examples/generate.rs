@@ -115,7 +115,7 @@ fn write_metadata(path: &Path, file: u64, n: u64) -> Result<(), Box<dyn std::err
             text.push_str(words[rank]);
             text.push(' ');
         }
-        if random.next() % 4 == 0 {
+        if random.next().is_multiple_of(4) {
             text.push_str(&format!("#{}", random.next() % 1_000_000));
         }
         texts.append_value(text.trim_end());
@@ -125,7 +125,7 @@ fn write_metadata(path: &Path, file: u64, n: u64) -> Result<(), Box<dyn std::err
         let match_of = random.normal();
         b32.push((0.245 + 0.05 * (0.8 * match_of + 0.6 * random.normal())) as f32);
         l14.push((0.215 + 0.06 * match_of) as f32);
-        if random.next() % 5 == 0 {
+        if random.next().is_multiple_of(5) {
             let (left, top) = (random.unit() as f32 * 0.7, random.unit() as f32 * 0.7);
             boxes.values().values().append_slice(&[left, top, left + 0.2, top + 0.25]);
             boxes.values().append(true);

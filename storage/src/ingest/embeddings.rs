@@ -59,7 +59,7 @@ pub(super) async fn ingest(run: &mut Run<'_>) -> Result<()> {
     }
     let Some(dataset) = run.tables.samples.clone().filter(|_| !pending.is_empty()) else { return Ok(()) };
     let mut dataset = add_columns(run, &dataset, &mut pending).await?;
-    let pieces = locate(run, &dataset, &mut pending).await?;
+    let pieces = locate(run, &dataset, &pending).await?;
     // Each file is recorded with the last fragment that it reaches into.
     let mut last: HashMap<usize, u32> = HashMap::new();
     for (&fragment, pieces) in &pieces {
@@ -197,7 +197,7 @@ async fn add_columns(run: &mut Run<'_>, dataset: &Arc<Dataset>, pending: &mut Ve
 
 /// Finds the rows of each file by one scan over the pool's uids, and checks that they are the ones that its metadata
 /// brought. By fragment, in order.
-async fn locate(run: &mut Run<'_>, dataset: &Dataset, pending: &mut Vec<Pending>) -> Result<HashMap<u32, Vec<Piece>>> {
+async fn locate(run: &mut Run<'_>, dataset: &Dataset, pending: &[Pending]) -> Result<HashMap<u32, Vec<Piece>>> {
     let starts: HashMap<Uid, usize> = pending.iter().enumerate().filter_map(|(i, p)| Some((p.metadata.first_uid()?, i))).collect();
     let wrap = || Error::lance(dataset.uri());
     let mut scanner = dataset.scan();

@@ -116,8 +116,11 @@ struct Shard {
     rejects: Vec<Reject>,
 }
 
+/// A shard's digest, its samples by uid and key, and what is wrong with it.
+type Contents = (FileDigest, Vec<(Uid, String, Info)>, Vec<Reject>);
+
 /// A shard's samples without their images, for the first of two readings: the second finds it in the page cache.
-fn look_through(source: &Source) -> Result<(FileDigest, Vec<(Uid, String, Info)>, Vec<Reject>)> {
+fn look_through(source: &Source) -> Result<Contents> {
     let (mut samples, mut rejects) = (Vec::new(), Vec::new());
     let digest = shard::read(&source.path, |sample| {
         match sample {
