@@ -12,6 +12,8 @@ pub(crate) enum Error {
     Io { path: std::path::PathBuf, source: std::io::Error },
     #[error("{} already exists and is not empty", path.display())]
     DemoExists { path: std::path::PathBuf },
+    #[error("nothing of these sources went into {pool}")]
+    NothingIngested { pool: String },
     #[error("{pool} is not sound: {wrong} findings")]
     NotSound { pool: String, wrong: usize },
     #[error(transparent)]
@@ -33,7 +35,10 @@ impl Error {
         match self {
             Error::Usage { hint, .. } => Some(hint.to_string()),
             Error::DemoExists { path } => Some(format!("remove it, or give another folder: tarn demo {}-2", path.display())),
-            Error::NotSound { pool, .. } => Some(format!("what can be mended without loss is by: tarn verify {pool} --repair")),
+            Error::NothingIngested { .. } => Some("the lines above say why".to_string()),
+            Error::NotSound { pool, .. } => {
+                Some(format!("files that no version needs and indexes that lag are mended by: tarn verify {pool} --repair"))
+            }
             Error::Storage(e) => e.hint(),
             Error::Engine(e) => e.hint(),
             Error::Train(e) => e.hint(),

@@ -18,12 +18,16 @@ pub enum Error {
     Changed { path: String },
     #[error("{path} has no version or tag '{at}'{}", if known.is_empty() { String::new() } else { format!(", it has {known}") })]
     NoVersion { path: String, at: String, known: String },
-    #[error("'{name}' cannot be a tag, expected a name that is no number and does not end in .json")]
+    #[error("'{name}' cannot be a tag, expected letters, digits, '.', '-' and '_', no number, and no end in .json")]
     TagName { name: String },
     #[error("tag '{name}' exists")]
     TagExists { name: String },
-    #[error("{} is not empty", path.display())]
+    #[error("{} holds files that no export wrote", path.display())]
     OutputNotEmpty { path: PathBuf },
+    #[error("{} holds an earlier export", path.display())]
+    OutputExists { path: PathBuf },
+    #[error("{} is a receipt of a pool of {expected} samples at version {version}, {pool} has {got} there", path.display())]
+    ReceiptOfAnother { path: PathBuf, pool: String, version: u64, expected: u64, got: u64 },
     #[error("{path} has no column '{column}', it has {known}")]
     NoColumn { path: String, column: String, known: String },
     #[error("stopped at the first reject: {reason}: {place}{}", if detail.is_empty() { String::new() } else { format!(" ({detail})") })]
@@ -82,7 +86,8 @@ impl Error {
                 format!("make one with: tarn ingest {path} SOURCE...")
             }
             Error::TagExists { name } => format!("choose another name, or move it: tarn tag POOL {name} --force"),
-            Error::OutputNotEmpty { .. } => "choose another folder, or add --overwrite".into(),
+            Error::OutputNotEmpty { .. } => "choose another folder".into(),
+            Error::OutputExists { .. } => "choose another folder, or add --overwrite".into(),
             Error::NoColumn { column, known, .. } => {
                 return closest(column, known.split(", ")).map(|near| format!("did you mean '{near}'?"));
             }

@@ -7,23 +7,26 @@ use crate::{Error, Pool, Result};
 /// The right to write to a pool in a local folder, given back when dropped and by the system when the process dies.
 /// Pools in object stores have none: there each commit checks that nobody else has written.
 pub(crate) struct Lock {
-    _file: Option<File>,
+    file: Option<File>,
+    /// Whether the process that held it last came to no good end: what it wrote and did not commit is still there.
+    pub unclean: bool,
 }
 
 impl Lock {
     /// Error `Held` if another process writes to the pool.
     pub fn take(pool: &Pool) -> Result<Lock> {
         if pool.is_remote() {
-            return Ok(Lock { _file: None });
+            return Ok(Lock { file: None, unclean: false });
         }
         pool.make_folder()?;
         let path = Path::new(pool.root()).join(".lock");
         let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(Error::io(&path))?;
         match file.try_lock() {
             Ok(()) => {
+                let unclean = file.metadata().is_ok_and(|meta| meta.len() > 0);
                 let holder = format!("process {}", std::process::id());
                 file.set_len(0).and_then(|()| file.write_all(holder.as_bytes())).map_err(Error::io(&path))?;
-                Ok(Lock { _file: Some(file) })
+                Ok(Lock { file: Some(file), unclean })
             }
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
@@ -31,7 +34,15 @@ impl Lock {
                 Err(Error::Held { path: pool.root().to_string(), holder })
             }
             // A file system without locks: commits check for themselves.
-            Err(TryLockError::Error(_)) => Ok(Lock { _file: None }),
+            Err(TryLockError::Error(_)) => Ok(Lock { file: None, unclean: false }),
+        }
+    }
+
+    /// Gives it back after a good end.
+    pub fn done(self) {
+        if let Some(file) = &self.file {
+            // If this fails, the next holder sweeps for nothing.
+            let _ = file.set_len(0);
         }
     }
 }

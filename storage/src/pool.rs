@@ -55,6 +55,9 @@ impl Pool {
     pub fn open<'a>(root: &'a str) -> BoxFuture<'a, Result<Pool>> {
         async move {
             let pool = Pool::at(root);
+            if !pool.is_remote() && Path::new(root).is_file() {
+                return Err(Error::PoolIsFile { path: root.to_string() });
+            }
             if pool.dataset(Table::Pool).await?.is_none() {
                 let path = root.to_string();
                 let exists = !is_uri(root) && Path::new(root).exists();

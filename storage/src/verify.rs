@@ -70,12 +70,16 @@ pub fn verify<'a>(pool: &'a Pool, options: &'a Options, on_progress: OnProgress<
         norms(&table, on_progress, &mut found).await?;
         if let (Some(images), true) = (&images, options.deep) {
             digests(images, on_progress, &mut found).await?;
+            originals(&table, images, options, &mut found).await?;
         }
         for of in Table::ALL {
             if let Some(dataset) = pool.dataset(of).await? {
                 orphans(&dataset, of, options, alone, &mut found).await?;
                 indexes(&dataset, of, options, &mut found).await?;
             }
+        }
+        if let Some(lock) = lock.filter(|lock| options.repair || !lock.unclean) {
+            lock.done();
         }
         Ok(found)
     }
@@ -256,6 +260,50 @@ async fn digests(images: &Dataset, on_progress: OnProgress<'_>, found: &mut Vec<
     Ok(())
 }
 
+/// Images whose digest is not the one that their sample's metadata names: that of the picture on the web, which a
+/// downloader that resized or blurred it did not keep.
+async fn originals(table: &Dataset, images: &Dataset, options: &Options, found: &mut Vec<Finding>) -> Result<()> {
+    if table.schema().field("sha256").is_none() {
+        return Ok(());
+    }
+    let rows = images.count_rows(None).await.map_err(Error::lance(images.uri()))? as u64;
+    let memory = if options.memory == 0 { 1 << 30 } else { options.memory };
+    let passes = (rows * 24).div_ceil(memory / 2).max(1);
+    let mut others = Seen::default();
+    for pass in 0..passes {
+        let of_images = digest_share(images, pass, passes, None).await?;
+        for (uid, digest) in digest_share(table, pass, passes, Some(&of_images)).await? {
+            let at = of_images.binary_search_by_key(&uid, |(uid, _)| *uid);
+            if at.is_ok_and(|at| of_images[at].1 != digest) {
+                others.add(uid);
+            }
+        }
+    }
+    let state = if others.count == 0 { State::Good } else { State::Note };
+    push(found, "digests", state, format!("{} images are not the pictures that pool.sha256 names{}", others.count, others.first()));
+    Ok(())
+}
+
+/// Uids, ascending, with the first eight bytes of their digest where they have one; of those in `only` where it is given.
+async fn digest_share(dataset: &Dataset, pass: u64, passes: u64, only: Option<&[(Uid, u64)]>) -> Result<Vec<(Uid, u64)>> {
+    let wrap = || Error::lance(dataset.uri());
+    let mut scanner = dataset.scan();
+    scanner.project(&["uid", "sha256"]).map_err(wrap())?.scan_in_order(false);
+    let mut stream = scanner.try_into_stream().await.map_err(wrap())?;
+    let mut all = Vec::new();
+    while let Some(batch) = stream.try_next().await.map_err(wrap())? {
+        let digests = batch.column(1).as_fixed_size_binary();
+        for (i, uid) in uids_of(batch.column(0).as_ref()).enumerate() {
+            let wanted = only.is_none_or(|only| only.binary_search_by_key(&uid, |(uid, _)| *uid).is_ok());
+            if digests.is_valid(i) && uid.halves().1 % passes == pass && wanted {
+                all.push((uid, u64::from_be_bytes(digests.value(i)[..8].try_into().expect("32 bytes"))));
+            }
+        }
+    }
+    all.par_sort_unstable();
+    Ok(all)
+}
+
 /// Files that no version holds, as an ingest leaves them that was stopped between writing and committing.
 /// Where others may be writing, only files older than a week count.
 async fn orphans(dataset: &Dataset, table: Table, options: &Options, alone: bool, found: &mut Vec<Finding>) -> Result<()> {
@@ -272,6 +320,17 @@ async fn orphans(dataset: &Dataset, table: Table, options: &Options, alone: bool
         push(found, "orphans", State::Repaired, text);
     } else {
         push(found, "orphans", State::Wrong, text);
+    }
+    Ok(())
+}
+
+/// Removes what a stopped ingest wrote and did not commit. Only for who holds the lock of a local pool.
+pub(crate) async fn sweep(pool: &Pool) -> Result<()> {
+    for table in Table::ALL {
+        if let Some(dataset) = pool.dataset(table).await? {
+            let policy = CleanupPolicy { before_version: Some(0), delete_unverified: true, ..CleanupPolicy::default() };
+            dataset.cleanup(policy).execute().await.map_err(Error::lance(dataset.uri()))?;
+        }
     }
     Ok(())
 }

@@ -29,6 +29,7 @@ impl Pool {
         async move {
             let versions = if Path::new(at).extension().is_some_and(|e| e == "json") {
                 let receipt = Receipt::read(Path::new(at))?;
+                self.check_receipt(Path::new(at), &receipt).await?;
                 Table::ALL.iter().filter_map(|t| Some((*t, *receipt.versions.get(t.name())?))).collect()
             } else if let Ok(version) = at.parse() {
                 self.at_number(version).await?
@@ -41,6 +42,19 @@ impl Pool {
             Ok(self.with_versions(versions))
         }
         .boxed()
+    }
+
+    async fn check_receipt(&self, path: &Path, receipt: &Receipt) -> Result<()> {
+        let version = receipt.pool_version;
+        let Ok(dataset) = self.require(Table::Pool).await?.checkout_version(version).await else {
+            return Err(self.no_version(&version.to_string()).await);
+        };
+        let got = dataset.count_rows(None).await.map_err(Error::lance(dataset.uri()))? as u64;
+        if got != receipt.pool_rows {
+            let (pool, expected) = (self.root().to_string(), receipt.pool_rows);
+            return Err(Error::ReceiptOfAnother { path: path.to_path_buf(), pool, version, expected, got });
+        }
+        Ok(())
     }
 
     async fn at_number(&self, version: u64) -> Result<HashMap<Table, u64>> {
@@ -114,8 +128,10 @@ impl Pool {
     /// Names the present version of every table, and gives that of `pool`. A tag that exists is moved where `force`.
     pub fn tag<'a>(&'a self, name: &'a str, force: bool) -> BoxFuture<'a, Result<u64>> {
         async move {
-            let _lock = Lock::take(self)?;
-            if name.parse::<u64>().is_ok() || name.ends_with(".json") {
+            let lock = Lock::take(self)?;
+            let plain =
+                name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) && !name.starts_with('.') && !name.contains("..");
+            if name.is_empty() || !plain || name.parse::<u64>().is_ok() || name.ends_with(".json") || name.ends_with(".lock") {
                 return Err(Error::TagName { name: name.to_string() });
             }
             let pool = self.require(Table::Pool).await?;
@@ -131,6 +147,7 @@ impl Pool {
                 };
                 done.map_err(Error::lance(dataset.uri()))?;
             }
+            lock.done();
             Ok(pool.version().version)
         }
         .boxed()
@@ -139,7 +156,7 @@ impl Pool {
     /// Takes a tag off every table.
     pub fn untag<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<()>> {
         async move {
-            let _lock = Lock::take(self)?;
+            let lock = Lock::take(self)?;
             if self.at_tag(name).await?.is_empty() {
                 return Err(self.no_version(name).await);
             }
@@ -150,6 +167,7 @@ impl Pool {
                     dataset.tags().delete(name).await.map_err(Error::lance(dataset.uri()))?;
                 }
             }
+            lock.done();
             Ok(())
         }
         .boxed()
@@ -159,7 +177,7 @@ impl Pool {
     /// table that gains by it. Gives fragments before and after.
     pub fn compact(&self) -> BoxFuture<'_, Result<Vec<(Table, usize, usize)>>> {
         async move {
-            let _lock = Lock::take(self)?;
+            let lock = Lock::take(self)?;
             let mut all = Vec::new();
             for table in Table::ALL {
                 let Some(dataset) = self.dataset(table).await? else { continue };
@@ -169,6 +187,7 @@ impl Pool {
                 compact_files(&mut dataset, options, None).await.map_err(Error::lance(self.uri(table)))?;
                 all.push((table, before, dataset.count_fragments()));
             }
+            lock.done();
             Ok(all)
         }
         .boxed()
@@ -177,7 +196,7 @@ impl Pool {
     /// Removes versions older than `age`, but for the newest and those with a tag. Gives versions and bytes removed.
     pub fn clean(&self, age: Duration) -> BoxFuture<'_, Result<(u64, u64)>> {
         async move {
-            let _lock = Lock::take(self)?;
+            let lock = Lock::take(self)?;
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let before = now.saturating_sub(age).as_micros() as i64;
             let (mut removed, mut bytes) = (0, 0);
@@ -193,6 +212,7 @@ impl Pool {
                 removed += stats.old_versions;
                 bytes += stats.bytes_removed;
             }
+            lock.done();
             Ok((removed, bytes))
         }
         .boxed()

@@ -55,7 +55,7 @@ fn sources(t: &Sandbox) {
     tarn_tests::write_metadata(&t.path("again.parquet"), &rows);
     let output = t.tarn(&["ingest", "pool", "again.parquet"]);
     assert!(output.stderr.contains("again.parquet, row 0: not a uid)"), "{}", output.stderr);
-    assert!(output.stderr.contains("rejected 7: uid is in the pool already"), "{}", output.stderr);
+    assert!(output.stderr.contains("rejected 7: duplicate uid"), "{}", output.stderr);
 }
 
 fn second_ingest_adds_nothing(t: &Sandbox) {

@@ -101,7 +101,7 @@ pub(crate) fn pool_in_pylance(t: &Sandbox) {
     storage::sources(t);
     t.ok(&["ingest", "pool", "m", "s"]);
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/peers/read_pool.py");
-    let output = Command::new(python).arg(script).arg(t.path("pool")).arg("b32_img").output().unwrap();
+    let output = Command::new(python).arg(script).arg(t.path("pool")).arg("clip_a").output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(text.contains("400 samples, 120 images") && text.contains("nearest of itself: True"), "{text}");

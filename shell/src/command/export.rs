@@ -71,7 +71,7 @@ fn print(args: &cli::Export, s: &Summary) {
     if args.to == ExportFormat::Urls {
         crate::note!(
             "download them with: img2dataset --url_list {output} --input_format parquet --url_col url --caption_col text \
-             --save_additional_columns '[\"uid\"]' --output_format webdataset --image_size 512 --resize_mode keep_ratio_largest \
+             --save_additional_columns '[\"uid\"]' --bbox_col face_bboxes --verify_hash '[\"sha256\", \"sha256\"]' --output_format webdataset --image_size 512 --resize_mode keep_ratio_largest \
              --resize_only_if_bigger True --output_folder shards"
         );
     }

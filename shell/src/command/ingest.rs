@@ -3,12 +3,19 @@ use storage::ingest::{Options, Summary, ingest};
 use tokio::runtime::Runtime;
 
 use super::block_on;
-use crate::Result;
 use crate::cli;
 use crate::progress::Meter;
+use crate::{Error, Result};
+
+/// What one group of files takes.
+const LEAST_MEMORY: u64 = 300 << 20;
 
 pub(crate) fn run(args: cli::Ingest, runtime: &Runtime) -> Result<()> {
     keep_memory_together();
+    if args.memory < LEAST_MEMORY {
+        let message = format!("--memory must be at least 300MB, got {} bytes", args.memory);
+        return Err(Error::Usage { message, hint: "the default is 2GB" });
+    }
     let meter = Meter::new("ingest");
     let pool = Pool::at(&args.pool);
     let default = Options::default();
@@ -20,7 +27,11 @@ pub(crate) fn run(args: cli::Ingest, runtime: &Runtime) -> Result<()> {
     };
     let summary = block_on(runtime, ingest(&pool, &args.sources, &options, &|progress| meter.show(progress)));
     meter.finish();
-    print(&args.pool, &summary?);
+    let summary = summary?;
+    print(&args.pool, &summary);
+    if summary.refused_files > 0 && summary.refused_files == summary.files {
+        return Err(Error::NothingIngested { pool: args.pool });
+    }
     Ok(())
 }
 

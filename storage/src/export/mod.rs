@@ -24,22 +24,39 @@ pub struct Summary {
     pub not_blurred: u64,
 }
 
-/// The folder, made and empty; what is in it goes first where `overwrite`.
+/// Tells a folder that an export wrote; what it says is whether the export came to its end.
+const MARKER: &str = ".tarn-export";
+
+/// The folder, made and empty. What an earlier export wrote to it goes where `overwrite`, or where that export was
+/// stopped; anything else is never touched.
 fn prepare(folder: &Path, overwrite: bool) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
-        let path = entry.map_err(Error::io(folder))?.path();
-        if !overwrite {
-            return Err(Error::OutputNotEmpty { path: folder.to_path_buf() });
+    let marker = folder.join(MARKER);
+    let names = std::fs::read_dir(folder).map_err(Error::io(folder))?;
+    let names = names.collect::<std::io::Result<Vec<_>>>().map_err(Error::io(folder))?;
+    if !names.is_empty() {
+        let state = std::fs::read_to_string(&marker).map_err(|_| Error::OutputNotEmpty { path: folder.to_path_buf() })?;
+        if state == DONE && !overwrite {
+            return Err(Error::OutputExists { path: folder.to_path_buf() });
         }
-        let ours = path.file_name().and_then(|n| n.to_str()).is_some_and(|name| {
-            name.starts_with(|c: char| c.is_ascii_digit()) || ["meta.json", "sizes.json", "sample_ids.npy"].contains(&name)
-        });
-        if ours {
+    }
+    for path in names.iter().map(std::fs::DirEntry::path) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let ends = [".tar", ".tar.partial", "_stats.json", ".parquet"];
+        let numbered =
+            ends.iter().any(|end| name.strip_suffix(end).is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit())));
+        if numbered || ["meta.json", "sizes.json", "sample_ids.npy"].contains(&name.as_str()) {
             std::fs::remove_file(&path).map_err(Error::io(&path))?;
         }
     }
-    Ok(())
+    std::fs::write(&marker, "under way").map_err(Error::io(&marker))
+}
+
+const DONE: &str = "done";
+
+fn finish(folder: &Path) -> Result<()> {
+    let marker = folder.join(MARKER);
+    std::fs::write(&marker, DONE).map_err(Error::io(&marker))
 }
 
 /// The subset's uids, each once, with how often it occurs.

@@ -65,6 +65,7 @@ pub fn parquet<'a>(
             on_progress(Progress { what: String::new(), done: found, total: subset.len() as u64, unit: "samples" });
         }
         files.close()?;
+        super::finish(folder)?;
         Ok(Summary { samples: found, not_in_pool: subset.len() as u64 - found, ..files.summary })
     }
     .boxed()

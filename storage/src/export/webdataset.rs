@@ -81,6 +81,7 @@ pub fn webdataset<'a>(
             "output_shard_count": summary.files,
         });
         write_json(&folder.join("meta.json"), &meta)?;
+        super::finish(folder)?;
         Ok(summary)
     }
     .boxed()

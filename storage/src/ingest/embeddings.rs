@@ -148,7 +148,8 @@ async fn prepare(run: &mut Run<'_>, source: &Source) -> Result<Result<Pending, R
         Err(e) => return Ok(Err(Reject::file(&name, "not readable", e))),
     };
     let Some(metadata) = metadata_of(run, &source.path) else {
-        let detail = format!("ingest {}.parquet first", source.path.with_extension("").display());
+        let detail =
+            format!("ingest {}.parquet first, or put this beside the one that it belongs to", source.path.with_extension("").display());
         return Ok(Err(Reject::file(&name, "no metadata of this stem in the pool", detail)));
     };
     let dropped = rejects::dropped_rows(run.pool, &metadata.digest).await?;

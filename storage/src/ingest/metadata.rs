@@ -25,7 +25,7 @@ use crate::ledger::{Entry, FileDigest, digest_file};
 use crate::rejects::Reject;
 use crate::{Error, Result, Table, Uid, schema};
 
-const DUPLICATE: &str = "uid is in the pool already";
+const DUPLICATE: &str = "duplicate uid";
 const BREAKS_OFF: &str = "file breaks off";
 
 /// A metadata file whose header is in order.

@@ -29,7 +29,7 @@ use crate::ledger::{self, Entry, FileDigest, Ledger, Tables};
 use crate::lock::Lock;
 use crate::rejects::{self, Reject};
 use crate::uid::hex_decode;
-use crate::{Error, OnProgress, Pool, Progress, Result, Table, schema};
+use crate::{Error, OnProgress, Pool, Progress, Result, Table, schema, verify};
 use sources::{Kind, Source};
 
 /// How to ingest.
@@ -65,6 +65,8 @@ pub struct Summary {
     pub files: u64,
     /// Files that the ledger has already.
     pub known_files: u64,
+    /// Files of which nothing goes in.
+    pub refused_files: u64,
     /// Samples added to `pool`, samples that shards had brought and metadata completed, and samples that got vectors.
     pub rows: u64,
     pub completed: u64,
@@ -86,8 +88,11 @@ pub fn ingest<'a>(
     on_progress: OnProgress<'a>,
 ) -> BoxFuture<'a, Result<Summary>> {
     async move {
-        let sources = sources::find(sources)?;
-        let _lock = Lock::take(pool)?;
+        let (sources, unreadable) = sources::find(sources)?;
+        let lock = Lock::take(pool)?;
+        if lock.unclean {
+            verify::sweep(pool).await?;
+        }
         let tables = Tables::open(pool).await?;
         let ledger = Ledger::open(pool, &tables).await?;
         if pool.dataset(Table::Rejects).await?.is_none() {
@@ -112,13 +117,16 @@ pub fn ingest<'a>(
                 run.fresh.push(source);
             }
         }
-        let paths: BTreeSet<String> = run.fresh.iter().map(Source::name).collect();
+        let unreadable_paths = unreadable.iter().map(|reject| reject.path.clone());
+        let paths: BTreeSet<String> = run.fresh.iter().map(Source::name).chain(unreadable_paths).collect();
         let is_known = |hex: &str| {
             let mut digest = [0; 32];
             hex_decode(hex, &mut digest) && run.ledger.has(&digest)
         };
         rejects::forget(pool, &paths, is_known).await?;
 
+        run.count(&unreadable)?;
+        rejects::append(pool, &unreadable.into_iter().map(|reject| (reject, None)).collect::<Vec<_>>()).await?;
         metadata::ingest(&mut run).await?;
         embeddings::ingest(&mut run).await?;
         shards::ingest(&mut run).await?;
@@ -130,6 +138,7 @@ pub fn ingest<'a>(
                 *count = dataset.count_rows(None).await.map_err(Error::lance(pool.uri(table)))? as u64;
             }
         }
+        lock.done();
         Ok(summary)
     }
     .boxed()
@@ -199,6 +208,7 @@ impl Run<'_> {
     /// A file of which nothing goes in; it is tried again by the next ingest that names it.
     async fn reject_file(&mut self, source: &Source, digest: Option<FileDigest>, reject: Reject) -> Result<()> {
         self.count(std::slice::from_ref(&reject))?;
+        self.summary.refused_files += 1;
         self.done.fetch_add(source.bytes, Ordering::Relaxed);
         rejects::append(self.pool, &[(reject, digest)]).await
     }

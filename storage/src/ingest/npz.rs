@@ -63,18 +63,22 @@ impl Npz {
             let header = npyz::NpyHeader::from_reader(&mut data).map_err(|e| wrong("a .npy header".into(), e.to_string()))?;
             let (dtype, shape) = (header.dtype().descr(), header.shape().to_vec());
             let rows = arrays.first().map(|first| first.about.rows);
+            let fixed = schema::EMBEDDINGS.iter().find(|(array, _)| *array == name).map(|(_, dim)| *dim);
             let (rows, dim) = match shape[..] {
                 [r, dim]
                     if dtype == "'<f2'"
                         && header.order() == npyz::Order::C
                         && rows.is_none_or(|rows| r == rows)
+                        && fixed.is_none_or(|fixed| dim == fixed as u64)
                         && (1..=1 << 20).contains(&dim) =>
                 {
                     (r, dim as i32)
                 }
                 _ => {
                     let rows = rows.map_or("rows".to_string(), |rows| rows.to_string());
-                    return Err(wrong(format!("'<f2' [{rows}, dim]"), format!("{dtype} {shape:?}")));
+                    let dim = fixed.map_or("dim".to_string(), |dim| dim.to_string());
+                    let order = if header.order() == npyz::Order::C { "" } else { " in Fortran order" };
+                    return Err(wrong(format!("'<f2' [{rows}, {dim}]"), format!("{dtype} {shape:?}{order}")));
                 }
             };
             arrays.push(Reading { about: Array { name, rows, dim }, data, crc });

@@ -26,6 +26,7 @@ pub(super) struct Sample {
 /// What img2dataset's JSON says of a sample; each value of another type is passed over.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Info {
+    pub has_json: bool,
     pub uid: Option<String>,
     pub url: Option<String>,
     pub caption: Option<String>,
@@ -104,6 +105,10 @@ fn each_group<R: Read>(
             continue;
         }
         let name_at = name.rfind('/').map_or(0, |i| i + 1);
+        // What systems leave in archives: .DS_Store, ._x.jpg.
+        if name[name_at..].starts_with('.') || name.starts_with("__MACOSX/") {
+            continue;
+        }
         let Some(dot) = name[name_at..].find('.') else { continue };
         let (this_key, extension) = (&name[..name_at + dot], name[name_at + dot + 1..].to_lowercase());
         let mut bytes = Vec::with_capacity(entry.size() as usize);
@@ -141,7 +146,12 @@ fn sample(key: String, mut parts: Parts, path: &str) -> Result<Sample, Reject> {
         None => Info::default(),
     };
     let Some(image) = image else { return reject("no image", String::new()) };
-    let caption = text.map(|text| String::from_utf8_lossy(&text).into_owned()).or(info.caption.clone());
+    // Text that is no UTF-8 gives way to the JSON's.
+    let caption = match text.map(String::from_utf8) {
+        Some(Ok(text)) => Some(text),
+        Some(Err(e)) => info.caption.clone().or_else(|| Some(String::from_utf8_lossy(e.as_bytes()).into_owned())),
+        None => info.caption.clone(),
+    };
     let uid = match (&info.uid, &info.url, &caption) {
         (Some(text), ..) => match text.parse() {
             Ok(uid) => uid,
@@ -172,6 +182,7 @@ fn parse(json: &[u8]) -> serde_json::Result<Info> {
         bbox.try_into().ok()
     };
     Ok(Info {
+        has_json: true,
         uid: text("uid"),
         url: text("url"),
         caption: text("caption"),

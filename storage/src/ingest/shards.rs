@@ -29,7 +29,7 @@ use crate::{Error, Result, Table, Uid, images, schema};
 const BATCH_IMAGES: usize = 256;
 const BATCH_BYTES: usize = 32 << 20;
 
-const DUPLICATE: &str = "image is in the pool already";
+const DUPLICATE: &str = "duplicate image";
 
 /// Brings in all shards, in groups of about `Options::group_bytes`: their images, and the samples that no metadata
 /// has brought.
@@ -119,6 +119,8 @@ struct Shard {
 /// A shard's digest, its samples by uid and key, and what is wrong with it.
 type Contents = (FileDigest, Vec<(Uid, String, Info)>, Vec<Reject>);
 
+const NO_JSON: &str = "no json, which others in its shard have";
+
 /// A shard's samples without their images, for the first of two readings: the second finds it in the page cache.
 fn look_through(source: &Source) -> Result<Contents> {
     let (mut samples, mut rejects) = (Vec::new(), Vec::new());
@@ -129,6 +131,9 @@ fn look_through(source: &Source) -> Result<Contents> {
         }
         true
     })?;
+    if samples.is_empty() && rejects.is_empty() {
+        rejects.push(Reject::file(&source.name(), "no samples", ""));
+    }
     Ok((digest, samples, rejects))
 }
 
@@ -157,8 +162,17 @@ async fn plan_group(run: &mut Run<'_>, images: &Dataset, pool: &Dataset, sources
             continue;
         }
         let number = shards.len() as u32;
-        all.extend(samples.iter().enumerate().map(|(i, (uid, ..))| (*uid, (number, i as u32))));
-        shards.push(Shard { source, digest, takes: vec![true; samples.len()], new_samples: vec![], rejects });
+        let mut shard = Shard { source, digest, takes: vec![true; samples.len()], new_samples: vec![], rejects };
+        let any_json = samples.iter().any(|(.., info)| info.has_json);
+        for (i, (uid, key, info)) in samples.iter().enumerate() {
+            if any_json && !info.has_json {
+                shard.takes[i] = false;
+                shard.rejects.push(Reject { member: Some(key.clone()), ..Reject::file(&shard.source.name(), NO_JSON, "") });
+            } else {
+                all.push((*uid, (number, i as u32)));
+            }
+        }
+        shards.push(shard);
         keys.push(samples.into_iter().map(|(_, key, info)| (key, Some(info))).collect::<Vec<_>>());
     }
     let (uids, mut again) = Uids::new(all);

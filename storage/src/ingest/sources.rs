@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use crate::rejects::Reject;
 use crate::{Error, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,15 +44,16 @@ impl Source {
 
 /// All files behind `sources`, each once. Folders are searched in depth; what is of no known kind there is passed over,
 /// as are img2dataset's own logs (a parquet beside a shard of the same stem).
-pub(super) fn find(sources: &[String]) -> Result<Vec<Source>> {
-    let mut found = BTreeSet::new();
+/// What cannot be looked at there is a reject.
+pub(super) fn find(sources: &[String]) -> Result<(Vec<Source>, Vec<Reject>)> {
+    let mut found = Found::default();
     for source in sources {
         let path = Path::new(source);
         let mut any = false;
         if path.is_dir() {
-            any |= walk(path, &mut found)?;
+            any |= found.walk(path);
         } else if path.is_file() {
-            found.insert(open(path)?.ok_or_else(|| Error::SourceKind { path: path.to_path_buf() })?);
+            found.sources.insert(open(path)?.ok_or_else(|| Error::SourceKind { path: path.to_path_buf() })?);
             any = true;
         } else {
             let matches = glob::glob(source).map(|paths| paths.flatten().collect::<Vec<_>>()).unwrap_or_default();
@@ -59,30 +61,54 @@ pub(super) fn find(sources: &[String]) -> Result<Vec<Source>> {
                 return Err(Error::SourceMissing { path: path.to_path_buf() });
             }
             for path in matches {
-                any |= if path.is_dir() { walk(&path, &mut found)? } else { add(&path, &mut found)? };
+                any |= if path.is_dir() { found.walk(&path) } else { found.add(&path) };
             }
         }
         if !any {
             return Err(Error::SourceEmpty { path: path.to_path_buf() });
         }
     }
-    Ok(found.into_iter().collect())
+    Ok((found.sources.into_iter().collect(), found.rejects))
 }
 
-fn walk(folder: &Path, found: &mut BTreeSet<Source>) -> Result<bool> {
-    let mut any = false;
-    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
-        let path = entry.map_err(Error::io(folder))?.path();
-        any |= if path.is_dir() { walk(&path, found)? } else { add(&path, found)? };
+#[derive(Default)]
+struct Found {
+    sources: BTreeSet<Source>,
+    rejects: Vec<Reject>,
+    /// Folders that were searched: links may lead in circles.
+    folders: BTreeSet<PathBuf>,
+}
+
+impl Found {
+    fn walk(&mut self, folder: &Path) -> bool {
+        let inside = folder.canonicalize().and_then(|real| match self.folders.insert(real) {
+            true => std::fs::read_dir(folder)?.collect::<std::io::Result<Vec<_>>>(),
+            false => Ok(vec![]),
+        });
+        let inside = inside.unwrap_or_else(|e| {
+            self.rejects.push(Reject::file(&folder.display().to_string(), "not readable", e));
+            vec![]
+        });
+        let mut any = false;
+        for path in inside.iter().map(std::fs::DirEntry::path) {
+            any |= if path.is_dir() { self.walk(&path) } else { self.add(&path) };
+        }
+        any
     }
-    Ok(any)
-}
 
-fn add(path: &Path, found: &mut BTreeSet<Source>) -> Result<bool> {
-    let source = open(path)?;
-    let any = source.is_some();
-    found.extend(source);
-    Ok(any)
+    fn add(&mut self, path: &Path) -> bool {
+        match open(path) {
+            Ok(source) => {
+                let any = source.is_some();
+                self.sources.extend(source);
+                any
+            }
+            Err(e) => {
+                self.rejects.push(Reject::file(&path.display().to_string(), "not readable", e));
+                false
+            }
+        }
+    }
 }
 
 fn open(path: &Path) -> Result<Option<Source>> {
