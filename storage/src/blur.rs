@@ -7,7 +7,7 @@ const JPEG_QUALITY: u8 = 95;
 
 /// The image with its face boxes blurred, as JPEG; `None` if it cannot be decoded.
 ///
-/// `boxes` are left, top, right, bottom as fractions of width and height. The formula is that of img2dataset's
+/// `boxes` are left, top, right, bottom as fractions of width and height, and held to 0..1. The formula is that of img2dataset's
 /// `BoundingBoxBlurrer` (1.40 to 1.45, which DataComp uses): each box grows by a tenth of its longer side, the mask of
 /// all boxes and the image are blurred by a Gaussian whose sigma is a tenth of the longest side of any box, and the
 /// blurred mask blends the two images.
@@ -26,7 +26,8 @@ pub fn blur_faces(bytes: &[u8], boxes: &[[f32; 4]]) -> Option<Vec<u8>> {
 pub fn blur_boxes(pixels: &mut [u8], width: usize, height: usize, boxes: &[[f32; 4]]) {
     let mut mask = vec![0f32; width * height];
     let mut longest = 0i32;
-    for bbox in boxes {
+    for bbox in boxes.iter().filter(|bbox| bbox.iter().all(|x| x.is_finite())) {
+        let bbox = bbox.map(|x| x.clamp(0.0, 1.0));
         let at = |fraction: f32, size: usize| (fraction * size as f32) as i32;
         let [left, top, right, bottom] = [at(bbox[0], width), at(bbox[1], height), at(bbox[2], width), at(bbox[3], height)];
         let side = (right - left).max(bottom - top);

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use arrow::array::{RecordBatch, RecordBatchIterator, RecordBatchReader};
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use lance::Dataset;
-use lance::dataset::transaction::{Operation, Transaction, TransactionBuilder, UpdateMode};
+use lance::dataset::transaction::{DataReplacementGroup, Operation, Transaction, TransactionBuilder, UpdateMode};
 use lance::dataset::{CommitBuilder, InsertBuilder, NewColumnTransform, WriteMode, WriteParams};
-use lance::table::format::Fragment;
+use lance::table::format::{DataFile, Fragment};
 
 use crate::{Error, Pool, Result, Table};
 
@@ -55,20 +55,40 @@ pub(crate) async fn write_fragments(
     }
 }
 
-/// What a commit changes. Rows that `dead` names, by fragment and offset, are deleted.
+/// What a commit changes: new fragments, rows that are deleted, by fragment and offset, and new files for columns of a
+/// fragment.
 #[derive(Default)]
 pub(crate) struct Change {
     pub fragments: Vec<Fragment>,
     pub dead: HashMap<u32, Vec<u32>>,
+    pub columns: Option<DataReplacementGroup>,
+}
+
+/// The field id that marks a column of a data file as no longer read there.
+const TOMBSTONE: i32 = -2;
+
+/// The fragment with a file's columns in place of those that it had.
+fn replace_columns(fragment: &mut Fragment, new: DataFile) {
+    for file in &mut fragment.files {
+        let left: Vec<i32> = file.fields.iter().map(|id| if new.fields.contains(id) { TOMBSTONE } else { *id }).collect();
+        file.fields = left.into();
+    }
+    fragment.files.retain(|file| file.fields.iter().any(|id| *id != TOMBSTONE));
+    fragment.files.push(new);
 }
 
 /// One version more, `properties` within it; or `Error::Changed` if anyone has written to the table since `dataset`.
 /// An append of Lance's would go in beside another's, and a sample that both bring would be there twice: a merge does
-/// not.
+/// not. Only where rows are deleted it is an update, which another's of other fragments may go beside; local pools have
+/// a lock, and in object stores the newest version is looked up before.
 pub(crate) async fn commit(dataset: &Arc<Dataset>, change: Change, properties: HashMap<String, String>) -> Result<Arc<Dataset>> {
     let wrap = || Error::lance(dataset.uri());
     let operation = if change.dead.is_empty() {
         let mut fragments = dataset.manifest().fragments.as_ref().clone();
+        if let Some(DataReplacementGroup(id, file)) = change.columns {
+            let fragment = fragments.iter_mut().find(|fragment| fragment.id == id);
+            replace_columns(fragment.ok_or_else(|| Error::Changed { path: dataset.uri().to_string() })?, file);
+        }
         fragments.extend(change.fragments);
         Operation::Merge { fragments, schema: dataset.schema().clone(), preserves_nullability: false }
     } else {
@@ -76,7 +96,8 @@ pub(crate) async fn commit(dataset: &Arc<Dataset>, change: Change, properties: H
         let mut dead: Vec<_> = change.dead.into_iter().collect();
         dead.sort_unstable();
         for (id, offsets) in dead {
-            let fragment = dataset.get_fragment(id as usize).expect("offsets are of this version's rows");
+            let changed = || Error::Changed { path: dataset.uri().to_string() };
+            let fragment = dataset.get_fragment(id as usize).ok_or_else(changed)?;
             match fragment.extend_deletions(offsets).await.map_err(wrap())? {
                 Some(fragment) => updated_fragments.push(fragment.metadata().clone()),
                 None => removed_fragment_ids.push(u64::from(id)),
@@ -94,11 +115,6 @@ pub(crate) async fn commit(dataset: &Arc<Dataset>, change: Change, properties: H
             updated_fragment_offsets: None,
         }
     };
-    execute(dataset, operation, properties).await
-}
-
-/// Commits an operation that was prepared against `dataset`.
-pub(crate) async fn execute(dataset: &Arc<Dataset>, operation: Operation, properties: HashMap<String, String>) -> Result<Arc<Dataset>> {
     let transaction: Transaction =
         TransactionBuilder::new(dataset.version().version, operation).transaction_properties(Some(Arc::new(properties))).build();
     let committed = CommitBuilder::new(dataset.clone()).with_skip_auto_cleanup(true).execute(transaction).await;

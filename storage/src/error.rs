@@ -42,6 +42,8 @@ pub enum Error {
     ColumnMissing { path: PathBuf, column: &'static str, found: String },
     #[error("{}: column '{column}' has type {got}, expected {expected}", path.display())]
     ColumnType { path: PathBuf, column: String, expected: String, got: String },
+    #[error("{}: column '{column}' has a name with a dot, or one that Lance keeps for itself", path.display())]
+    ColumnName { path: PathBuf, column: String },
     #[error("{}: array '{array}' has {got}, expected {expected}", path.display())]
     Array { path: PathBuf, array: String, expected: String, got: String },
     #[error("not a uid: '{text}', expected 32 hexadecimal digits")]

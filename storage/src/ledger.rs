@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, FixedSizeBinaryBuilder, Int64Array, RecordBatch, RecordBatchIterator, StringArray};
+use arrow::array::{ArrayRef, AsArray, FixedSizeBinaryBuilder, Int64Array, RecordBatch, RecordBatchIterator, StringArray};
 use arrow::datatypes::Int64Type;
 use futures::TryStreamExt;
 use lance::Dataset;
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::commit::{self, Change};
-use crate::{Error, Pool, Result, Table, Uid, schema};
+use crate::{Error, Pool, Result, Table, schema};
 
 pub(crate) type FileDigest = [u8; 32];
 
@@ -36,15 +36,6 @@ pub(crate) struct Entry {
     pub rejected: u64,
     /// Of the table that it was written to.
     pub version: u64,
-    /// Of metadata: the first of its rows, and SHA-256 over all of their uids. They lie together, in the file's order.
-    pub first_uid: Option<[u8; 16]>,
-    pub uids_digest: Option<FileDigest>,
-}
-
-impl Entry {
-    pub fn first_uid(&self) -> Option<Uid> {
-        self.first_uid.map(Uid)
-    }
 }
 
 /// The tables that an ingest writes to, each at the version that it goes on from. They are opened before the ledger is
@@ -135,6 +126,15 @@ impl Ledger {
         self.added.get(digest).copied().unwrap_or(0)
     }
 
+    /// What a commit of these files carries, and with it what earlier commits carry for files that are still to come.
+    pub fn properties(&self, entries: &[Entry]) -> HashMap<String, String> {
+        let mut added: Vec<(FileDigest, u64)> = self.added.iter().map(|(digest, n)| (*digest, *n)).collect();
+        added.retain(|(digest, _)| !self.has(digest));
+        added.sort_unstable();
+        let entries = serde_json::to_string(entries).expect("plain data");
+        added_properties(&added).into_iter().chain([(PROPERTY.to_string(), entries)]).collect()
+    }
+
     fn insert(&mut self, entry: Entry) {
         self.by_digest.insert(entry.digest, self.entries.len());
         self.by_file.insert((entry.path.clone(), entry.bytes, entry.modified));
@@ -182,21 +182,20 @@ impl Ledger {
     }
 }
 
-/// What a commit of these files carries.
-pub(crate) fn properties(entries: &[Entry]) -> HashMap<String, String> {
-    HashMap::from([(PROPERTY.to_string(), serde_json::to_string(entries).expect("plain data"))])
-}
-
 pub(crate) fn added_properties(added: &[(FileDigest, u64)]) -> HashMap<String, String> {
     HashMap::from([(ADDED.to_string(), serde_json::to_string(added).expect("plain data"))])
 }
 
-/// The properties of all commits after `version`.
+/// The properties of all commits from `version` on.
 async fn properties_since(dataset: &Dataset, version: u64) -> Result<Vec<(u64, HashMap<String, String>)>> {
     let mut all = Vec::new();
-    for version in version + 1..=dataset.version().version {
-        // A version that was cleaned away was in the ledger before.
-        let Ok(transaction) = dataset.read_transaction_by_version(version).await else { continue };
+    for version in version.max(1)..=dataset.version().version {
+        let transaction = match dataset.read_transaction_by_version(version).await {
+            Ok(transaction) => transaction,
+            // What was cleaned away was in the ledger before.
+            Err(lance::Error::NotFound { .. } | lance::Error::DatasetNotFound { .. }) => continue,
+            Err(e) => return Err(Error::lance(dataset.uri())(e)),
+        };
         if let Some(properties) = transaction.and_then(|t| t.transaction_properties) {
             all.push((version, HashMap::clone(&properties)));
         }
@@ -206,19 +205,8 @@ async fn properties_since(dataset: &Dataset, version: u64) -> Result<Vec<(u64, H
 
 fn write(entries: &[Entry]) -> Result<RecordBatch> {
     let int = |f: fn(&Entry) -> i64| -> ArrayRef { Arc::new(Int64Array::from_iter_values(entries.iter().map(f))) };
-    let (mut digests, mut first_uids, mut uids_digests) =
-        (FixedSizeBinaryBuilder::new(32), FixedSizeBinaryBuilder::new(16), FixedSizeBinaryBuilder::new(32));
-    for entry in entries {
-        digests.append_value(entry.digest)?;
-        match entry.first_uid {
-            Some(uid) => first_uids.append_value(uid)?,
-            None => first_uids.append_null(),
-        }
-        match entry.uids_digest {
-            Some(digest) => uids_digests.append_value(digest)?,
-            None => uids_digests.append_null(),
-        }
-    }
+    let mut digests = FixedSizeBinaryBuilder::new(32);
+    entries.iter().try_for_each(|entry| digests.append_value(entry.digest))?;
     Ok(RecordBatch::try_new(
         schema::ledger(),
         vec![
@@ -231,8 +219,6 @@ fn write(entries: &[Entry]) -> Result<RecordBatch> {
             int(|e| e.added as i64),
             int(|e| e.rejected as i64),
             int(|e| e.version as i64),
-            Arc::new(first_uids.finish()),
-            Arc::new(uids_digests.finish()),
         ],
     )?)
 }
@@ -240,23 +226,17 @@ fn write(entries: &[Entry]) -> Result<RecordBatch> {
 fn read(batch: &RecordBatch) -> Vec<Entry> {
     let text = |name: &str, i| batch[name].as_string::<i32>().value(i).to_string();
     let int = |name: &str, i| batch[name].as_primitive::<Int64Type>().value(i);
-    let bytes = |name: &str, i| {
-        let column = batch[name].as_fixed_size_binary();
-        column.is_valid(i).then(|| column.value(i))
-    };
     let entry = |i| {
         Some(Entry {
             path: text("path", i),
             kind: text("kind", i),
             bytes: int("bytes", i) as u64,
             modified: int("modified", i),
-            digest: bytes("sha256", i)?.try_into().ok()?,
+            digest: batch["sha256"].as_fixed_size_binary().value(i).try_into().ok()?,
             rows: int("rows", i) as u64,
             added: int("added", i) as u64,
             rejected: int("rejected", i) as u64,
             version: int("version", i) as u64,
-            first_uid: bytes("first_uid", i).and_then(|b| b.try_into().ok()),
-            uids_digest: bytes("uids_sha256", i).and_then(|b| b.try_into().ok()),
         })
     };
     (0..batch.num_rows()).filter_map(entry).collect()

@@ -38,6 +38,11 @@ impl Lock {
         }
     }
 
+    /// Whether nobody else can write: not in an object store, or where the file system has no locks.
+    pub fn is_held(&self) -> bool {
+        self.file.is_some()
+    }
+
     /// Gives it back after a good end.
     pub fn done(self) {
         if let Some(file) = &self.file {

@@ -199,7 +199,7 @@ impl Pool {
     pub(crate) async fn for_each_uid(&self, dataset: &Dataset, mut each: impl FnMut(u64, Uid)) -> Result<()> {
         let wrap = |e| Error::lance(dataset.uri())(e);
         let mut scanner = dataset.scan();
-        scanner.project(&["uid"]).map_err(wrap)?.scan_in_order(true);
+        scanner.project(&["uid"]).map_err(wrap)?.scan_in_order(true).io_buffer_size(16 << 20);
         let mut stream = scanner.try_into_stream().await.map_err(wrap)?;
         let mut row = 0;
         while let Some(batch) = stream.try_next().await.map_err(wrap)? {

@@ -83,7 +83,7 @@ pub(crate) async fn forget(pool: &Pool, paths: &BTreeSet<String>, is_known: impl
     let Some(dataset) = pool.dataset(Table::Rejects).await? else { return Ok(()) };
     let wrap = || Error::lance(dataset.uri());
     let mut stale = BTreeSet::new();
-    let mut stream = scan(&dataset, &["path", "sha256"], None).await?;
+    let mut stream = scan(&dataset, &["path", "sha256"]).await?;
     while let Some(batch) = stream.try_next().await.map_err(wrap())? {
         let (path, digest) = (batch.column(0).as_string::<i32>(), batch.column(1).as_string::<i32>());
         for (path, digest) in path.iter().flatten().zip(digest) {
@@ -93,35 +93,21 @@ pub(crate) async fn forget(pool: &Pool, paths: &BTreeSet<String>, is_known: impl
         }
     }
     let mut dataset = Dataset::clone(&dataset);
-    for (path, digest) in stale {
-        let digest = digest.map_or("sha256 IS NULL".to_string(), |digest| format!("sha256 = '{digest}'"));
-        let predicate = format!("path = '{}' AND {digest}", path.replace('\'', "''"));
+    let stale: Vec<_> = stale.into_iter().collect();
+    for some in stale.chunks(1000) {
+        let quoted = |text: &String| format!("'{}'", text.replace('\'', "''"));
+        let paths = some.iter().map(|(path, _)| quoted(path)).collect::<Vec<_>>().join(", ");
+        let digests = some.iter().filter_map(|(_, digest)| digest.as_ref()).map(quoted).collect::<Vec<_>>().join(", ");
+        let digests = if digests.is_empty() { "''".to_string() } else { digests };
+        let predicate = format!("path IN ({paths}) AND (sha256 IS NULL OR sha256 IN ({digests}))");
         dataset.delete(&predicate).await.map_err(Error::lance(pool.uri(Table::Rejects)))?;
     }
     Ok(())
 }
 
-/// The rows of a file that are not in the pool, ascending.
-pub(crate) async fn dropped_rows(pool: &Pool, digest: &FileDigest) -> Result<Vec<u64>> {
-    let Some(dataset) = pool.dataset(Table::Rejects).await? else { return Ok(vec![]) };
-    let predicate = format!("sha256 = '{}' AND row IS NOT NULL AND NOT kept", hex_encode(digest));
-    let batches: Vec<RecordBatch> =
-        scan(&dataset, &["row"], Some(&predicate)).await?.try_collect().await.map_err(Error::lance(dataset.uri()))?;
-    let mut rows: Vec<u64> = batches
-        .iter()
-        .flat_map(|batch| batch.column(0).as_primitive::<arrow::datatypes::Int64Type>().values().iter().map(|&row| row as u64))
-        .collect();
-    rows.sort_unstable();
-    rows.dedup();
-    Ok(rows)
-}
-
-async fn scan(dataset: &Dataset, columns: &[&str], predicate: Option<&str>) -> Result<lance::dataset::scanner::DatasetRecordBatchStream> {
+async fn scan(dataset: &Dataset, columns: &[&str]) -> Result<lance::dataset::scanner::DatasetRecordBatchStream> {
     let wrap = || Error::lance(dataset.uri());
     let mut scanner = dataset.scan();
     scanner.project(columns).map_err(wrap())?;
-    if let Some(predicate) = predicate {
-        scanner.filter(predicate).map_err(wrap())?;
-    }
     scanner.try_into_stream().await.map_err(wrap())
 }

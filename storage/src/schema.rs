@@ -49,6 +49,11 @@ fn compression(name: &str) -> Option<&'static str> {
     }
 }
 
+/// Whether Lance takes a column of this name: dots lead into structs, and some names are its own.
+pub(crate) fn can_be_column(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['.', '`']) && !name.starts_with("_row") && !["_distance", "_score"].contains(&name)
+}
+
 /// A column that CommonPool does not define, as the pool keeps it.
 pub(crate) fn extra_field(field: &Field) -> Field {
     let data_type = match field.data_type() {
@@ -94,8 +99,6 @@ pub fn ledger() -> SchemaRef {
         Field::new("added", DataType::Int64, false),
         Field::new("rejected", DataType::Int64, false),
         Field::new("version", DataType::Int64, false),
-        Field::new("first_uid", DataType::FixedSizeBinary(16), true),
-        Field::new("uids_sha256", DataType::FixedSizeBinary(32), true),
     ]))
 }
 

@@ -52,7 +52,7 @@ const NORM_TOLERANCE: f32 = 0.01;
 /// Rows of images read at a time.
 const BLOBS: usize = 256;
 
-/// Looks at everything, whatever it finds on the way.
+/// Looks at everything; an error only where something cannot be read.
 pub fn verify<'a>(pool: &'a Pool, options: &'a Options, on_progress: OnProgress<'a>) -> BoxFuture<'a, Result<Vec<Finding>>> {
     async move {
         let table = pool.require(Table::Pool).await?;
@@ -62,7 +62,16 @@ pub fn verify<'a>(pool: &'a Pool, options: &'a Options, on_progress: OnProgress<
             Err(e) if options.repair => return Err(e),
             Err(_) => None,
         };
-        let alone = lock.is_some() && !pool.is_remote();
+        let alone = lock.as_ref().is_some_and(Lock::is_held);
+        // Others may write while this only looks.
+        let lock = match lock {
+            Some(lock) if options.repair => Some(lock),
+            Some(lock) if !lock.unclean => {
+                lock.done();
+                None
+            }
+            _ => None,
+        };
         let images = pool.dataset(Table::Images).await?;
         let mut found = Vec::new();
         counts(pool, &table, images.as_deref(), options, &mut found).await?;
@@ -78,7 +87,7 @@ pub fn verify<'a>(pool: &'a Pool, options: &'a Options, on_progress: OnProgress<
                 indexes(&dataset, of, options, &mut found).await?;
             }
         }
-        if let Some(lock) = lock.filter(|lock| options.repair || !lock.unclean) {
+        if let Some(lock) = lock {
             lock.done();
         }
         Ok(found)
@@ -124,7 +133,7 @@ async fn uids(table: &Dataset, images: Option<&Dataset>, options: &Options, foun
         rows += images.count_rows(None).await.map_err(Error::lance(images.uri()))?;
     }
     let memory = if options.memory == 0 { 1 << 30 } else { options.memory };
-    let passes = (rows as u64 * 16).div_ceil(memory / 2).max(1);
+    let passes = (rows as u64 * 16).div_ceil((memory / 2).max(1)).max(1);
     let (mut twice, mut twice_images, mut no_sample, mut no_image) = (Seen::default(), Seen::default(), Seen::default(), Seen::default());
     for pass in 0..passes {
         let of_pool = sorted_share(table, pass, passes).await?;
@@ -170,7 +179,7 @@ impl Seen {
 async fn sorted_share(dataset: &Dataset, pass: u64, passes: u64) -> Result<Vec<Uid>> {
     let wrap = || Error::lance(dataset.uri());
     let mut scanner = dataset.scan();
-    scanner.project(&["uid"]).map_err(wrap())?.scan_in_order(false);
+    scanner.project(&["uid"]).map_err(wrap())?.scan_in_order(false).io_buffer_size(16 << 20);
     let mut stream = scanner.try_into_stream().await.map_err(wrap())?;
     let mut uids = Vec::new();
     while let Some(batch) = stream.try_next().await.map_err(wrap())? {
@@ -268,7 +277,7 @@ async fn originals(table: &Dataset, images: &Dataset, options: &Options, found: 
     }
     let rows = images.count_rows(None).await.map_err(Error::lance(images.uri()))? as u64;
     let memory = if options.memory == 0 { 1 << 30 } else { options.memory };
-    let passes = (rows * 24).div_ceil(memory / 2).max(1);
+    let passes = (rows * 24).div_ceil((memory / 2).max(1)).max(1);
     let mut others = Seen::default();
     for pass in 0..passes {
         let of_images = digest_share(images, pass, passes, None).await?;

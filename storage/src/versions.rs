@@ -10,6 +10,7 @@ use lance::Dataset;
 use lance::dataset::cleanup::CleanupPolicy;
 use lance::dataset::optimize::{CompactionOptions, compact_files};
 
+use crate::ledger::{Ledger, Tables};
 use crate::lock::Lock;
 use crate::{Error, Pool, Receipt, Result, Table};
 
@@ -178,6 +179,8 @@ impl Pool {
     pub fn compact(&self) -> BoxFuture<'_, Result<Vec<(Table, usize, usize)>>> {
         async move {
             let lock = Lock::take(self)?;
+            // What a stopped ingest has committed is in the versions' transactions until then.
+            Ledger::open(self, &Tables::open(self).await?).await?;
             let mut all = Vec::new();
             for table in Table::ALL {
                 let Some(dataset) = self.dataset(table).await? else { continue };
@@ -197,6 +200,8 @@ impl Pool {
     pub fn clean(&self, age: Duration) -> BoxFuture<'_, Result<(u64, u64)>> {
         async move {
             let lock = Lock::take(self)?;
+            // What a stopped ingest has committed is in the versions' transactions until then.
+            Ledger::open(self, &Tables::open(self).await?).await?;
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let before = now.saturating_sub(age).as_micros() as i64;
             let (mut removed, mut bytes) = (0, 0);

@@ -34,6 +34,7 @@ pub(crate) fn embeddings(path: &Path, arrays: &[(&str, usize)], samples: std::op
 }
 
 pub(crate) fn write_npz<'a>(path: &Path, arrays: impl Iterator<Item = (&'a str, usize, Vec<f16>)>, deflate: bool) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     let mut zip = zip::ZipWriter::new(std::fs::File::create(path).unwrap());
     let method = if deflate { zip::CompressionMethod::Deflated } else { zip::CompressionMethod::Stored };
     for (name, dim, values) in arrays {

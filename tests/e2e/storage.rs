@@ -16,6 +16,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("strict_stops_at_the_first", strict),
     ("compressed_shards_and_csv", compressed),
     ("made_uids", made_uids),
+    ("columns_come_in_any_order", columns),
+    ("embeddings_find_their_rows", joins),
     ("two_ingests_at_once", two_at_once),
     ("versions_and_tags", versions),
     ("verify_finds_and_mends", verify),
@@ -141,7 +143,7 @@ fn rejects(t: &Sandbox) {
     tarn_tests::write_metadata(&dir("b.parquet"), &rows);
     let mut vectors: Vec<f16> = (20..40).flat_map(|i| source::vector(i, 4)).collect();
     vectors[7 * 4] = f16::NAN;
-    vectors[3 * 4] = f16::NAN; // of a row that is not in the pool
+    vectors[3 * 4] = f16::NAN; // of a row that is not in the pool; row 2 is, by another file
     source::write_npz(&dir("b.npz"), [("clip_a", 4, vectors)].into_iter(), false);
     let parquet = std::fs::read(dir("a.parquet")).unwrap();
     t.write("bad/c.parquet", &parquet[..parquet.len() / 2]);
@@ -226,7 +228,7 @@ fn rejects(t: &Sandbox) {
     };
     assert_eq!(listed(), expected);
     // What is good is in.
-    assert_eq!(values(t, "pool", "SELECT count(*), count(clip_a), count(clip_b32_similarity_score) FROM pool"), ["57,16,55"]);
+    assert_eq!(values(t, "pool", "SELECT count(*), count(clip_a), count(clip_b32_similarity_score) FROM pool"), ["57,17,55"]);
     assert_eq!(values(t, "pool", "SELECT count(*) FROM images"), ["3"]);
     // Summed up by kind, and no more of them after a second run.
     assert!(output.stderr.contains("rejected 2: duplicate uid"), "{}", output.stderr);
@@ -272,6 +274,76 @@ fn compressed(t: &Sandbox) {
     assert!(output.stderr.contains("completed 3 samples"), "{}", output.stderr);
     let sql = format!("SELECT text, aesthetic, score FROM pool WHERE uid IN ('{}', '{}') ORDER BY score", uid(3), uid(20));
     assert_eq!(values(t, "pool", &sql), ["caption 3,,2", "\"a \"\"b\"\" c\",5.5,3"]);
+    t.ok(&["verify", "pool", "--deep"]);
+}
+
+/// Files that bring columns of samples that other files of the same command, or earlier ones, have brought.
+fn columns(t: &Sandbox) {
+    let uids = || (0..6).map(uid);
+    let csv = |name: &str, header: &str, value: &str| {
+        let rows: String = uids().map(|uid| format!("{uid},{value}\n")).collect();
+        t.write(name, format!("uid,{header}\n{rows}"));
+    };
+    csv("a.csv", "text", "a cat");
+    csv("b.csv", "score", "0.5");
+    csv("c.csv", "aesthetic", "5");
+    t.ok(&["ingest", "pool", "a.csv", "b.csv"]);
+    assert_eq!(values(t, "pool", "SELECT count(*), count(text), count(score) FROM pool"), ["6,6,6"]);
+    // Two files complete the same rows, in groups that are under way together.
+    csv("d.csv", "aesthetic", "6");
+    t.ok(&["ingest", "pool", "c.csv", "d.csv", "--fragment-rows", "1"]);
+    assert_eq!(values(t, "pool", "SELECT count(*), count(text), min(aesthetic), max(aesthetic) FROM pool"), ["6,6,5,5"]);
+    t.ok(&["verify", "pool"]);
+    for name in ["a.b", "_rowid"] {
+        csv("odd.csv", name, "1");
+        let output = t.tarn(&["ingest", "pool", "odd.csv", "a.csv"]);
+        assert_eq!(output.code, 0, "{}", output.stderr);
+        assert!(output.stderr.contains("a column has a name that a pool cannot have"), "{}", output.stderr);
+    }
+}
+
+/// Vectors are joined by uid: whatever has happened to the rows, and whichever arrays came before.
+fn joins(t: &Sandbox) {
+    for file in 0..3 {
+        source::metadata(&t.path(&format!("m/{file}.parquet")), file * 10..(file + 1) * 10);
+    }
+    t.ok(&["ingest", "pool", "m"]);
+    // Rows 5 to 8 move to the end of the pool.
+    let rows: String = (5..9).map(|i| format!("{},1\n", uid(i))).collect();
+    t.write("scores.csv", format!("uid,score\n{rows}"));
+    t.ok(&["ingest", "pool", "scores.csv"]);
+    source::embeddings(&t.path("x/0.npz"), &[("clip_a", 4)], 0..10, false);
+    source::embeddings(&t.path("y/0.npz"), &[("clip_b", 8)], 0..10, false);
+    source::embeddings(&t.path("m/1.npz"), &[("clip_b", 8)], 10..20, false);
+    source::embeddings(&t.path("m/2.npz"), &[("clip_a", 4), ("clip_b", 8)], 20..30, true);
+    t.ok(&["ingest", "pool", "x", "y"]);
+    t.ok(&["ingest", "pool", "m"]);
+    let right = |expected: &str| {
+        assert_eq!(values(t, "pool", "SELECT count(clip_a), count(clip_b) FROM pool"), [expected]);
+        let rows = t.ok(&["sql", "pool", "-c", "SELECT uid, clip_a, clip_b FROM pool", "--format", "jsonl"]);
+        let by_uid: BTreeMap<String, usize> = (0..40).map(|i| (uid(i), i)).collect();
+        for row in rows.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()) {
+            let i = by_uid[row["uid"].as_str().unwrap()];
+            for (column, dim) in [("clip_a", 4), ("clip_b", 8)] {
+                let Some(got) = row[column].as_array() else { continue };
+                let expected = source::vector(i, dim);
+                let near = got.iter().zip(&expected).all(|(a, b)| (a.as_f64().unwrap() as f32 - b.to_f32()).abs() < 1e-3);
+                assert!(near, "{column} of sample {i}: {got:?}");
+            }
+        }
+    };
+    right("20,30");
+    // One array that is there already with one that is not.
+    source::embeddings(&t.path("m/1.npz"), &[("clip_b", 8), ("clip_a", 4)], 10..20, false);
+    t.ok(&["ingest", "pool", "m"]);
+    right("30,30");
+    // A metadata file that has grown, with its vectors.
+    source::metadata(&t.path("m/2.parquet"), 20..35);
+    source::embeddings(&t.path("m/2.npz"), &[("clip_a", 4), ("clip_b", 8)], 20..35, false);
+    t.ok(&["ingest", "pool", "m"]);
+    right("35,35");
+    t.ok(&["compact", "pool"]);
+    right("35,35");
     t.ok(&["verify", "pool", "--deep"]);
 }
 

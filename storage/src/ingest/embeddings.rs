@@ -1,4 +1,4 @@
-//! Embeddings join the rows of the metadata file of their stem, which lie together in `pool` in the file's order.
+//! Embeddings join the rows of `pool` by uid: row i of an `.npz` is that of row i of the metadata file of its stem.
 //! Each fragment gets a file of vectors beside its other columns, which are not rewritten.
 
 use std::collections::HashMap;
@@ -12,18 +12,18 @@ use arrow::datatypes::{DataType, Field, Float16Type, Schema, UInt64Type};
 use futures::TryStreamExt;
 use half::f16;
 use lance::Dataset;
-use lance::dataset::transaction::{DataReplacementGroup, Operation};
+use lance::dataset::transaction::DataReplacementGroup;
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 use tokio::task::JoinHandle;
 
+use super::census::{Place, Uids};
 use super::npz::{self, Npz};
 use super::sources::{Kind, Source};
-use super::{Run, entry};
-use crate::ledger::{self, Entry, FileDigest, digest_file};
-use crate::pool::uids_of;
+use super::{Run, convert, entry, table};
+use crate::commit::{self, Change};
+use crate::ledger::{Entry, FileDigest, digest_file};
 use crate::rejects::{self, Reject};
-use crate::{Error, Result, Uid, commit};
+use crate::{Error, Result, Uid};
 
 /// Rows written at a time: of CommonPool's four embeddings 5 MB.
 const BATCH_ROWS: u32 = 1024;
@@ -34,9 +34,11 @@ struct Pending {
     /// Known once its fragment's turn has come.
     digest: Option<FileDigest>,
     arrays: Vec<npz::Array>,
-    /// The metadata of its stem, and which of that file's rows are not in the pool.
-    metadata: Entry,
-    dropped: Vec<u64>,
+    /// The metadata file of its stem.
+    metadata: PathBuf,
+    /// How many of its rows are in the pool, and how many of their vectors were left out.
+    found: u64,
+    lost: u64,
 }
 
 /// Rows of a file, one after the other in it and in a fragment.
@@ -52,14 +54,38 @@ pub(super) async fn ingest(run: &mut Run<'_>) -> Result<()> {
     let sources = run.of_kind(Kind::Embeddings);
     let mut pending = Vec::new();
     for source in sources {
-        match prepare(run, &source).await? {
+        match prepare(run, &source) {
             Ok(p) => pending.push(p),
             Err(reject) => reject_new(run, &source, reject).await?,
         }
     }
-    let Some(dataset) = run.tables.samples.clone().filter(|_| !pending.is_empty()) else { return Ok(()) };
-    let mut dataset = add_columns(run, &dataset, &mut pending).await?;
-    let pieces = locate(run, &dataset, &pending).await?;
+    let Some(dataset) = run.tables.samples.clone().filter(|_| !pending.is_empty()) else {
+        for p in pending {
+            reject_new(run, &p.source, Reject::file(&p.source.name(), NO_METADATA, "the pool has no samples")).await?;
+        }
+        return Ok(());
+    };
+    let dataset = add_columns(run, &dataset, &mut pending).await?;
+    run.tables.samples = Some(dataset);
+    // As many files at a time as two fragments have rows, each metadata file once among them.
+    let mut rest = pending.into_iter().peekable();
+    while rest.peek().is_some() {
+        let (mut some, mut rows): (Vec<Pending>, u64) = (Vec::new(), 0);
+        while let Some(p) = rest.next_if(|p| {
+            let fits = some.is_empty() || rows + p.arrays[0].rows <= 2 * run.options.fragment_rows as u64;
+            fits && !some.iter().any(|other| other.metadata == p.metadata)
+        }) {
+            rows += p.arrays[0].rows;
+            some.push(p);
+        }
+        join(run, some).await?;
+    }
+    Ok(())
+}
+
+async fn join(run: &mut Run<'_>, mut pending: Vec<Pending>) -> Result<()> {
+    let mut dataset = run.tables.samples.clone().expect("set by the caller");
+    let pieces = locate(run, &dataset, &mut pending).await?;
     // Each file is recorded with the last fragment that it reaches into.
     let mut last: HashMap<usize, u32> = HashMap::new();
     for (&fragment, pieces) in &pieces {
@@ -107,15 +133,18 @@ pub(super) async fn ingest(run: &mut Run<'_>) -> Result<()> {
             }
         };
         let Some(group) = group else { continue };
+        for (file, _) in &values {
+            pending[*file].lost += 1;
+        }
         let mut entries = Vec::new();
         for (&file, _) in last.iter().filter(|(file, last)| **last == id && !out[**file]) {
             let p = &pending[file];
             let digest = p.digest.expect("taken before the file was read");
-            entries.push((Entry { rows: p.metadata.rows, ..entry(&p.source, digest) }, vec![]));
-            run.summary.embeddings += p.metadata.rows;
+            entries.push(Entry { rows: p.found, rejected: p.lost, ..entry(&p.source, digest) });
+            run.summary.embeddings += p.found;
             run.done.fetch_add(p.source.bytes, Ordering::Relaxed);
         }
-        entries.sort_by(|(a, _): &(Entry, Vec<Reject>), (b, _)| a.path.cmp(&b.path));
+        entries.sort_by(|a, b| a.path.cmp(&b.path));
         let values = values.into_iter().map(|(file, reject)| (reject, pending[file].digest)).collect();
         dataset = commit_group(run, &dataset, group, entries, values).await?;
     }
@@ -140,38 +169,46 @@ async fn reject_new(run: &mut Run<'_>, source: &Source, reject: Reject) -> Resul
     run.reject_file(source, digest, reject).await
 }
 
-async fn prepare(run: &mut Run<'_>, source: &Source) -> Result<Result<Pending, Reject>> {
+const NO_METADATA: &str = "no metadata of this stem in the pool";
+
+fn prepare(run: &Run<'_>, source: &Source) -> Result<Pending, Reject> {
     let name = source.name();
-    let arrays = match npz::arrays(&source.path) {
-        Ok(arrays) => arrays,
-        Err(e @ Error::Array { .. }) => return Ok(Err(Reject::file(&name, "array of another type or shape", e))),
-        Err(e) => return Ok(Err(Reject::file(&name, "not readable", e))),
-    };
-    let Some(metadata) = metadata_of(run, &source.path) else {
-        let detail =
-            format!("ingest {}.parquet first, or put this beside the one that it belongs to", source.path.with_extension("").display());
-        return Ok(Err(Reject::file(&name, "no metadata of this stem in the pool", detail)));
-    };
-    let dropped = rejects::dropped_rows(run.pool, &metadata.digest).await?;
-    let rows = metadata.rows + dropped.len() as u64;
-    if arrays[0].rows != rows {
-        let detail = format!("expected {rows} rows as in {}, got {}", metadata.path, arrays[0].rows);
-        return Ok(Err(Reject::file(&name, "another number of rows than its metadata", detail)));
-    }
-    Ok(Ok(Pending { source: source.clone(), digest: None, arrays, metadata, dropped }))
+    let arrays = npz::arrays(&source.path).map_err(|e| {
+        let reason = if matches!(e, Error::Array { .. }) { "array of another type or shape" } else { "not readable" };
+        Reject::file(&name, reason, e)
+    })?;
+    let metadata = metadata_of(run, &source.path).ok_or_else(|| {
+        let stem = source.path.with_extension("");
+        Reject::file(&name, NO_METADATA, format!("ingest {}.parquet first, or put this beside the one that it belongs to", stem.display()))
+    })?;
+    Ok(Pending { source: source.clone(), digest: None, arrays, metadata, found: 0, lost: 0 })
 }
 
-/// The ledger's newest metadata with this stem: in the same folder, or else anywhere if only one file has it.
-fn metadata_of(run: &Run<'_>, path: &Path) -> Option<Entry> {
-    let metadata = || run.ledger.entries().iter().rev().filter(|e| e.kind == Kind::Metadata.name() && e.rows > 0);
-    if let Some(beside) = metadata().find(|e| Path::new(&e.path).with_extension("") == path.with_extension("")) {
-        return Some(beside.clone());
+/// The metadata file with this stem: in the same folder, or else the only one that the ledger has and that is there.
+fn metadata_of(run: &Run<'_>, path: &Path) -> Option<PathBuf> {
+    let beside = ["parquet", "csv"].map(|extension| path.with_extension(extension)).into_iter().find(|path| path.is_file());
+    if beside.is_some() {
+        return beside;
     }
-    let of_stem: Vec<&Entry> = metadata().filter(|e| Path::new(&e.path).file_stem() == path.file_stem()).collect();
-    match of_stem[..] {
-        [only] => Some(only.clone()),
-        _ => None,
+    let metadata = run.ledger.entries().iter().filter(|e| e.kind == Kind::Metadata.name()).map(|e| PathBuf::from(&e.path));
+    let mut of_stem: Vec<PathBuf> = metadata.filter(|p| p.file_stem() == path.file_stem() && p.is_file()).collect();
+    of_stem.sort_unstable();
+    of_stem.dedup();
+    (of_stem.len() == 1).then(|| of_stem.remove(0))
+}
+
+/// The uid of each row of a metadata file, as far as it can be read, and how many rows it says that it has.
+fn uids_of_file(path: &Path) -> Result<(Vec<Option<Uid>>, u64)> {
+    let header = table::header(path)?;
+    let columns: &[&str] = if header.schema.field_with_name("uid").is_ok() { &["uid"] } else { &["url", "text"] };
+    let mut uids = Vec::new();
+    for batch in table::open(path, Some(columns))? {
+        let Ok(batch) = batch else { break };
+        uids.extend(convert::uids(&batch)?.into_iter().map(Result::ok));
     }
+    let is_csv = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv"));
+    let rows = if is_csv { uids.len() as u64 } else { header.rows };
+    Ok((uids, rows))
 }
 
 /// Makes the columns that the arrays need. Files whose arrays have another type than the pool's column are rejected.
@@ -196,76 +233,58 @@ async fn add_columns(run: &mut Run<'_>, dataset: &Arc<Dataset>, pending: &mut Ve
     commit::add_null_columns(dataset, fields.split_off(known)).await
 }
 
-/// Finds the rows of each file by one scan over the pool's uids, and checks that they are the ones that its metadata
-/// brought. By fragment, in order.
-async fn locate(run: &mut Run<'_>, dataset: &Dataset, pending: &[Pending]) -> Result<HashMap<u32, Vec<Piece>>> {
-    let starts: HashMap<Uid, usize> = pending.iter().enumerate().filter_map(|(i, p)| Some((p.metadata.first_uid()?, i))).collect();
-    let wrap = || Error::lance(dataset.uri());
-    let mut scanner = dataset.scan();
-    scanner.project(&["uid"]).map_err(wrap())?.with_row_address().scan_in_order(true);
-    let mut stream = scanner.try_into_stream().await.map_err(wrap())?;
+/// Finds the rows of each file by one scan over the pool's uids. By fragment, in the order of its rows. Files whose
+/// metadata cannot be read, has another number of rows, or has no row in the pool, are rejected.
+async fn locate(run: &mut Run<'_>, dataset: &Dataset, pending: &mut [Pending]) -> Result<HashMap<u32, Vec<Piece>>> {
+    let paths: Vec<PathBuf> = pending.iter().map(|p| p.metadata.clone()).collect();
+    let read = tokio::task::spawn_blocking(move || paths.par_iter().map(|path| uids_of_file(path)).collect::<Vec<_>>()).await;
+    let read = read.map_err(|_| Error::ReaderPanicked { path: dataset.uri().into() })?;
+    let mut all = Vec::new();
+    let mut with_uid = vec![0; pending.len()];
+    let mut rejects: HashMap<usize, Reject> = HashMap::new();
+    for (file, read) in read.into_iter().enumerate() {
+        let p = &pending[file];
+        let name = p.source.name();
+        match read {
+            Ok((_, rows)) if rows != p.arrays[0].rows => {
+                let detail = format!("expected {rows} rows as in {}, got {}", p.metadata.display(), p.arrays[0].rows);
+                rejects.insert(file, Reject::file(&name, "another number of rows than its metadata", detail));
+            }
+            Ok((uids, _)) => {
+                with_uid[file] = uids.iter().flatten().count() as u64;
+                all.extend(uids.into_iter().enumerate().filter_map(|(row, uid)| Some((uid?, (file as u32, row as u32)))));
+            }
+            Err(e) => {
+                rejects.insert(file, Reject::file(&name, "its metadata is not readable", e));
+            }
+        }
+    }
+    let (uids, _) = Uids::new(all);
+    let mut found: Vec<(u64, Place)> = Vec::new();
+    uids.find(dataset, |_, place, address| found.push((address, place))).await?;
+    found.par_sort_unstable();
     let mut pieces: HashMap<u32, Vec<Piece>> = HashMap::new();
-    let mut found = vec![false; pending.len()];
-    let mut reading: Option<Reading> = None;
-    while let Some(batch) = stream.try_next().await.map_err(wrap())? {
-        let addresses = batch.column(1).as_primitive::<UInt64Type>().values();
-        for (uid, &address) in uids_of(batch.column(0).as_ref()).zip(addresses) {
-            if let (None, Some(&file)) = (&reading, starts.get(&uid)) {
-                reading = Some(Reading::new(file, &pending[file]));
-            }
-            let Some(of) = &mut reading else { continue };
-            of.next(uid, address, &pending[of.file].dropped);
-            if of.left == 0
-                && let Some(of) = reading.take()
-                && of.uids.finalize().as_slice() == pending[of.file].metadata.uids_digest.unwrap_or_default()
-            {
-                found[of.file] = true;
-                for (fragment, piece) in of.pieces {
-                    pieces.entry(fragment).or_default().push(piece);
-                }
-            }
+    for (address, (file, row)) in found {
+        let (file, row, offset) = (file as usize, u64::from(row), address as u32);
+        pending[file].found += 1;
+        let of_fragment = pieces.entry((address >> 32) as u32).or_default();
+        match of_fragment.last_mut() {
+            Some(p) if p.file == file && p.offset + p.rows == offset && p.row + u64::from(p.rows) == row => p.rows += 1,
+            _ => of_fragment.push(Piece { file, row, offset, rows: 1 }),
         }
     }
-    for (file, _) in found.iter().enumerate().filter(|(_, found)| !**found) {
-        let Pending { source, metadata, .. } = &pending[file];
-        let detail =
-            format!("the rows of {} are not together in the pool, first uid {}", metadata.path, metadata.first_uid().unwrap_or_default());
-        let reject = Reject::file(&source.name(), "its metadata's rows were changed", detail);
-        reject_new(run, source, reject).await?;
+    for (file, p) in pending.iter().enumerate() {
+        // Some rows may be there from shards, and the others still to come with the metadata.
+        let is_in = p.found == with_uid[file] || run.ledger.entries().iter().any(|e| Path::new(&e.path) == p.metadata);
+        let none = || Reject::file(&p.source.name(), NO_METADATA, format!("ingest {} first", p.metadata.display()));
+        let reject = rejects.remove(&file).or_else(|| (p.found == 0 || !is_in).then(none));
+        if let Some(reject) = reject {
+            pieces.values_mut().for_each(|pieces| pieces.retain(|piece| piece.file != file));
+            reject_new(run, &p.source, reject).await?;
+        }
     }
+    pieces.retain(|_, pieces| !pieces.is_empty());
     Ok(pieces)
-}
-
-/// A file's rows while the scan passes over them.
-struct Reading {
-    file: usize,
-    left: u64,
-    /// The next row of the file, and how many of its dropped rows lie before.
-    row: u64,
-    dropped: usize,
-    uids: Sha256,
-    pieces: Vec<(u32, Piece)>,
-}
-
-impl Reading {
-    fn new(file: usize, pending: &Pending) -> Reading {
-        Reading { file, left: pending.metadata.rows, row: 0, dropped: 0, uids: Sha256::new(), pieces: Vec::new() }
-    }
-
-    fn next(&mut self, uid: Uid, address: u64, dropped: &[u64]) {
-        while dropped.get(self.dropped) == Some(&self.row) {
-            self.dropped += 1;
-            self.row += 1;
-        }
-        self.uids.update(uid.0);
-        let (fragment, offset) = ((address >> 32) as u32, address as u32);
-        match self.pieces.last_mut() {
-            Some((f, p)) if *f == fragment && p.offset + p.rows == offset && p.row + u64::from(p.rows) == self.row => p.rows += 1,
-            _ => self.pieces.push((fragment, Piece { file: self.file, row: self.row, offset, rows: 1 })),
-        }
-        self.row += 1;
-        self.left -= 1;
-    }
 }
 
 type Files = Arc<Vec<(PathBuf, Vec<npz::Array>)>>;
@@ -396,7 +415,8 @@ impl Reader<'_> {
 
     fn read(&mut self, file: usize, row: u64, at: usize, n: usize, columns: &mut [Column]) -> Result<(), (usize, Error)> {
         let (path, arrays) = &self.files[file];
-        if self.open.as_ref().is_none_or(|(open, _)| *open != file) {
+        let passed = |npz: &Npz| arrays[0].rows - npz.rows_left();
+        if self.open.as_ref().is_none_or(|(open, npz)| *open != file || passed(npz) > row) {
             if let Some((before, mut npz)) = self.open.take() {
                 let left = npz.rows_left();
                 npz.skip(left).map_err(|e| (before, e))?;
@@ -404,7 +424,7 @@ impl Reader<'_> {
             self.open = Some((file, Npz::open(path).map_err(|e| (file, e))?));
         }
         let (_, npz) = self.open.as_mut().expect("opened above");
-        let position = arrays[0].rows - npz.rows_left();
+        let position = passed(npz);
         npz.skip(row - position).map_err(|e| (file, e))?;
         let of_array: Vec<usize> =
             arrays.iter().map(|array| columns.iter().position(|c| c.name == array.name).expect("columns of all files")).collect();
@@ -481,17 +501,14 @@ async fn commit_group(
     run: &mut Run<'_>,
     dataset: &Arc<Dataset>,
     group: DataReplacementGroup,
-    files: Vec<(Entry, Vec<Reject>)>,
+    mut entries: Vec<Entry>,
     values: Vec<(Reject, Option<FileDigest>)>,
 ) -> Result<Arc<Dataset>> {
     run.count(&values.iter().map(|(reject, _)| reject.clone()).collect::<Vec<_>>())?;
-    let mut entries = run.record(dataset, files).await?;
+    run.check_newest(dataset).await?;
     rejects::append(run.pool, &values).await?;
-    for entry in &mut entries {
-        entry.rejected = values.iter().filter(|(_, digest)| *digest == Some(entry.digest)).count() as u64;
-    }
-    let operation = Operation::DataReplacement { replacements: vec![group] };
-    let dataset = commit::execute(dataset, operation, ledger::properties(&entries)).await?;
+    let change = Change { columns: Some(group), ..Change::default() };
+    let dataset = commit::commit(dataset, change, run.ledger.properties(&entries)).await?;
     entries.iter_mut().for_each(|entry| entry.version = dataset.version().version);
     run.ledger.append(run.pool, entries).await?;
     Ok(dataset)

@@ -1,4 +1,4 @@
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +14,6 @@ use futures::StreamExt;
 use lance::Dataset;
 use lance::dataset::ProjectionRequest;
 use lance::table::format::Fragment;
-use sha2::{Digest, Sha256};
 use tokio::task::JoinHandle;
 
 use super::census::{Place, Uids};
@@ -62,12 +61,15 @@ pub(super) async fn ingest(run: &mut Run<'_>) -> Result<()> {
     let mut flying: VecDeque<Flying> = VecDeque::new();
     let mut next = 0;
     loop {
-        while flying.len() < run.options.writers() && next < groups.len() {
+        // Files with other columns may complete what is still under way.
+        let same = |next: usize| flying.back().is_none_or(|last| files[groups[last.number].start].own == files[groups[next].start].own);
+        if next < groups.len() && flying.len() < run.options.writers() && same(next) {
             let group = Arc::new(plan_group(run, &dataset, &mut files[groups[next].clone()], &flying).await?);
             let (fragment_rows, done) = (run.options.fragment_rows, run.done.clone());
             let task = tokio::spawn(write(dataset.clone(), new_schema.clone(), group.clone(), fragment_rows, done));
             flying.push_back(Flying { number: next, group, task });
             next += 1;
+            continue;
         }
         let Some(Flying { number, group, task }) = flying.pop_front() else {
             run.tables.samples = Some(dataset);
@@ -115,6 +117,7 @@ async fn plan(run: &mut Run<'_>, sources: Vec<Source>) -> Result<(Vec<File>, Sch
             Err(e) => {
                 let reason = match e {
                     Error::ColumnMissing { .. } => "no uid, and no url and text to make one of",
+                    Error::ColumnName { .. } => "a column has a name that a pool cannot have",
                     Error::ColumnType { .. } => "a column has another type than the pool's",
                     _ => "not readable",
                 };
@@ -130,6 +133,9 @@ async fn plan(run: &mut Run<'_>, sources: Vec<Source>) -> Result<(Vec<File>, Sch
 fn add_fields(fields: &mut Vec<Field>, source: &Source, file: &SchemaRef) -> Result<Vec<String>> {
     let (mut new, mut own) = (Vec::new(), Vec::new());
     for field in file.fields() {
+        if !schema::can_be_column(field.name()) {
+            return Err(Error::ColumnName { path: source.path.clone(), column: field.name().clone() });
+        }
         let as_stored = schema::pool_field(field.name()).unwrap_or_else(|| schema::extra_field(field));
         let stored = fields.iter().find(|f| f.name() == field.name()).unwrap_or(&as_stored);
         if !convert::can_convert(field.data_type(), stored) {
@@ -151,11 +157,11 @@ fn add_fields(fields: &mut Vec<Field>, source: &Source, file: &SchemaRef) -> Res
     Ok(own)
 }
 
-/// Consecutive files of together about `rows` rows.
+/// Consecutive files of the same columns and together about `rows` rows.
 fn groups(files: &[File], rows: u64) -> Vec<Range<usize>> {
     let (mut groups, mut start, mut held) = (Vec::new(), 0, 0);
     for (i, file) in files.iter().enumerate() {
-        if i > start && held + file.rows > rows {
+        if i > start && (held + file.rows > rows || file.own != files[start].own) {
             groups.push(start..i);
             (start, held) = (i, 0);
         }
@@ -188,6 +194,8 @@ struct Planned {
     dropped: Vec<u64>,
     /// Rows that take the place of one that a shard has brought, ascending, with its address.
     completes: Vec<(u64, u64)>,
+    /// Rows whose uid this ingest has met before.
+    duplicates: HashSet<u64>,
     rejects: Vec<Reject>,
 }
 
@@ -253,7 +261,7 @@ async fn plan_group(run: &mut Run<'_>, dataset: &Arc<Dataset>, files: &mut [File
     for (source, uids) in read {
         let file = files.iter_mut().find(|f| f.source == source).expect("one of these");
         let name = source.name();
-        let uids = match uids.map_err(|_| Error::ReaderPanicked { path: source.path.clone() })? {
+        let uids = match uids.unwrap_or_else(|_| Err(Error::ReaderPanicked { path: source.path.clone() })) {
             Ok(uids) => uids,
             Err(e) => {
                 file.known = true;
@@ -278,18 +286,20 @@ async fn plan_group(run: &mut Run<'_>, dataset: &Arc<Dataset>, files: &mut [File
             false => all.extend(rows.filter(|(_, (_, row))| dropped.binary_search(&u64::from(*row)).is_err())),
         }
         let end = uids.end.map(|(end, _)| end);
-        planned.push(Planned { source, digest: uids.digest, end, dropped, completes: vec![], rejects });
+        planned.push(Planned { source, digest: uids.digest, end, dropped, completes: vec![], duplicates: HashSet::new(), rejects });
     }
     let (uids, mut again) = Uids::new(all);
     for flying in flying {
         again.extend(uids.iter().filter(|(uid, _)| flying.group.uids.get(*uid).is_some()));
     }
     for (uid, (file, row)) in again {
+        planned[file as usize].duplicates.insert(u64::from(row));
         planned[file as usize].drop_row(u64::from(row), uid);
     }
     let mut group = Group { files: planned, uids };
     let mut existing = Vec::new();
     group.uids.find(dataset, |uid, place, address| existing.push((place, uid, address))).await?;
+    existing.retain(|((file, row), ..)| !group.files[*file as usize].duplicates.contains(&u64::from(*row)));
     existing.sort_unstable();
     for (number, planned) in group.files.iter_mut().enumerate() {
         let of_file = existing.iter().filter(|((file, _), ..)| *file == number as u32);
@@ -418,7 +428,6 @@ struct Rows<'a> {
     dropped: usize,
     completed: usize,
     entry: Entry,
-    uids: Sha256,
     rejects: Vec<Reject>,
 }
 
@@ -426,7 +435,7 @@ impl<'a> Rows<'a> {
     fn new(file: &'a Planned, schema: &'a SchemaRef, dataset: &'a Arc<Dataset>) -> Rows<'a> {
         let entry = entry(&file.source, file.digest);
         let name = file.source.name();
-        Rows { file, name, schema, dataset, row: 0, dropped: 0, completed: 0, entry, uids: Sha256::new(), rejects: file.rejects.clone() }
+        Rows { file, name, schema, dataset, row: 0, dropped: 0, completed: 0, entry, rejects: file.rejects.clone() }
     }
 
     fn is_at_end(&self) -> bool {
@@ -448,9 +457,7 @@ impl<'a> Rows<'a> {
         for (uid, keep) in convert::uids(&batch)?.into_iter().zip(&keep) {
             let uid = uid.unwrap_or_default();
             if *keep {
-                self.entry.first_uid.get_or_insert(uid.0);
                 self.entry.rows += 1;
-                self.uids.update(uid.0);
             }
             uids.append_value(uid.0)?;
         }
@@ -508,7 +515,6 @@ impl<'a> Rows<'a> {
         let added = self.entry.rows - self.completed as u64;
         let mut rejects = self.rejects;
         rejects.sort_by_key(|reject| reject.row);
-        let uids_digest = Some(self.uids.finalize().into());
-        (Entry { added, uids_digest, ..self.entry }, rejects)
+        (Entry { added, ..self.entry }, rejects)
     }
 }

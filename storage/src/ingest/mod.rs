@@ -25,7 +25,7 @@ use lance::Dataset;
 use tokio::task::JoinHandle;
 
 use crate::commit::{self, Change};
-use crate::ledger::{self, Entry, FileDigest, Ledger, Tables};
+use crate::ledger::{Entry, FileDigest, Ledger, Tables};
 use crate::lock::Lock;
 use crate::rejects::{self, Reject};
 use crate::uid::hex_decode;
@@ -106,6 +106,7 @@ pub fn ingest<'a>(
             total: sources.iter().map(|s| s.bytes).sum(),
             done: Arc::new(AtomicU64::new(0)),
             seen: HashSet::new(),
+            refused: Vec::new(),
             fresh: Vec::new(),
             ledger,
             tables,
@@ -126,10 +127,11 @@ pub fn ingest<'a>(
         rejects::forget(pool, &paths, is_known).await?;
 
         run.count(&unreadable)?;
-        rejects::append(pool, &unreadable.into_iter().map(|reject| (reject, None)).collect::<Vec<_>>()).await?;
+        run.refused.extend(unreadable.into_iter().map(|reject| (reject, None)));
         metadata::ingest(&mut run).await?;
         embeddings::ingest(&mut run).await?;
         shards::ingest(&mut run).await?;
+        run.write_refused().await?;
 
         run.report("");
         let mut summary = run.summary;
@@ -155,6 +157,8 @@ struct Run<'a> {
     fresh: Vec<Source>,
     /// Digests of the files of this run.
     seen: HashSet<FileDigest>,
+    /// Rejected files that the table does not name yet.
+    refused: Vec<(Reject, Option<FileDigest>)>,
     summary: Summary,
     total: u64,
     done: Arc<AtomicU64>,
@@ -210,24 +214,35 @@ impl Run<'_> {
         self.count(std::slice::from_ref(&reject))?;
         self.summary.refused_files += 1;
         self.done.fetch_add(source.bytes, Ordering::Relaxed);
-        rejects::append(self.pool, &[(reject, digest)]).await
+        self.refused.push((reject, digest));
+        if self.refused.len() < 1000 { Ok(()) } else { self.write_refused().await }
+    }
+
+    async fn write_refused(&mut self) -> Result<()> {
+        rejects::append(self.pool, &std::mem::take(&mut self.refused)).await
     }
 
     /// Commits what a group of files brings, with its rejects and its ledger entries.
     async fn commit(&mut self, dataset: &Arc<Dataset>, change: Change, files: Vec<(Entry, Vec<Reject>)>) -> Result<Arc<Dataset>> {
         let mut entries = self.record(dataset, files).await?;
-        let dataset = commit::commit(dataset, change, ledger::properties(&entries)).await?;
+        let dataset = commit::commit(dataset, change, self.ledger.properties(&entries)).await?;
         entries.iter_mut().for_each(|entry| entry.version = dataset.version().version);
         self.ledger.append(self.pool, entries).await?;
         Ok(dataset)
     }
 
+    /// An error if anyone has written to the table since: before anything is said of what this run is about to write.
+    async fn check_newest(&self, dataset: &Dataset) -> Result<()> {
+        let newest = dataset.latest_version_id().await.map_err(Error::lance(dataset.uri()))?;
+        match newest == dataset.version().version {
+            true => Ok(()),
+            false => Err(Error::Changed { path: dataset.uri().to_string() }),
+        }
+    }
+
     /// Writes the rejects, which are forgotten again if their files do not come to be in the ledger.
     async fn record(&mut self, dataset: &Dataset, files: Vec<(Entry, Vec<Reject>)>) -> Result<Vec<Entry>> {
-        let newest = dataset.latest_version_id().await.map_err(Error::lance(dataset.uri()))?;
-        if newest != dataset.version().version {
-            return Err(Error::Changed { path: dataset.uri().to_string() });
-        }
+        self.check_newest(dataset).await?;
         let (mut entries, mut all) = (Vec::new(), Vec::new());
         for (mut entry, rejects) in files {
             self.count(&rejects)?;
@@ -251,7 +266,5 @@ fn entry(source: &Source, digest: FileDigest) -> Entry {
         added: 0,
         rejected: 0,
         version: 0,
-        first_uid: None,
-        uids_digest: None,
     }
 }

@@ -69,6 +69,7 @@ impl Npz {
                     if dtype == "'<f2'"
                         && header.order() == npyz::Order::C
                         && rows.is_none_or(|rows| r == rows)
+                        && schema::can_be_column(&name)
                         && fixed.is_none_or(|fixed| dim == fixed as u64)
                         && (1..=1 << 20).contains(&dim) =>
                 {

@@ -1,7 +1,7 @@
 //! Metadata files, parquet or CSV, as record batches.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchReader, StringBuilder};
@@ -23,8 +23,47 @@ pub(super) struct Header {
     pub rows: u64,
 }
 
+/// What `read` gives; an error where it panics, as readers of files do on some that are damaged.
+fn guard<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(read));
+    result.unwrap_or_else(|_| Err(Error::ReaderPanicked { path: path.to_path_buf() }))
+}
+
+/// Reads batches, and ends with an error where that panics.
+struct Guarded {
+    path: PathBuf,
+    /// None after a panic.
+    inner: Option<Box<dyn RecordBatchReader + Send>>,
+    schema: SchemaRef,
+}
+
+impl Iterator for Guarded {
+    type Item = Result<RecordBatch, ArrowError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut inner = self.inner.take()?;
+        match guard(&self.path, || Ok((inner.next(), inner))) {
+            Ok((batch, inner)) => {
+                self.inner = Some(inner);
+                batch
+            }
+            Err(e) => Some(Err(ArrowError::ExternalError(Box::new(e)))),
+        }
+    }
+}
+
+impl RecordBatchReader for Guarded {
+    fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+}
+
 /// Reads the header, and checks that the rows have a uid or what one is made of.
 pub(super) fn header(path: &Path) -> Result<Header> {
+    guard(path, || read_header(path))
+}
+
+fn read_header(path: &Path) -> Result<Header> {
     let header = if is_csv(path) {
         let bytes = path.metadata().map_err(Error::io(path))?.len();
         Header { schema: csv_schema(path)?, rows: bytes / 100 }
@@ -42,6 +81,11 @@ pub(super) fn header(path: &Path) -> Result<Header> {
 
 /// Reads the rows in their order; of those columns only, where `columns` names any.
 pub(super) fn open(path: &Path, columns: Option<&[&str]>) -> Result<Box<dyn RecordBatchReader + Send>> {
+    let inner = guard(path, || open_unguarded(path, columns))?;
+    Ok(Box::new(Guarded { path: path.to_path_buf(), schema: inner.schema(), inner: Some(inner) }))
+}
+
+fn open_unguarded(path: &Path, columns: Option<&[&str]>) -> Result<Box<dyn RecordBatchReader + Send>> {
     if is_csv(path) {
         return Ok(Box::new(Csv::open(path)?));
     }
