@@ -101,8 +101,8 @@ for _ in range(rounds):
     times["pylance in"].append(timed(pylance_in, "images.lance"))
     times["dd"].append(timed(dd))
 for _ in range(rounds):
-    times["tarn out"].append(timed(lambda: run("export", "pool", "no_filter", "--to", "webdataset", "-o", "out"), "out", synced=False))
-    times["python out"].append(timed(python_out, "out_python", synced=False))
+    times["tarn out"].append(timed(lambda: run("export", "pool", "no_filter", "--to", "webdataset", "-o", "out"), "out", "out_python", synced=False))
+    times["python out"].append(timed(python_out, "out", "out_python", synced=False))
 median = {name: statistics.median(values) for name, values in times.items()}
 for name, seconds in median.items():
     print(f"{name}: {seconds:.2f} s, {total / seconds / 1e6:.0f} MB/s")
