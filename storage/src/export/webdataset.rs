@@ -149,7 +149,7 @@ async fn write_shard(
 ) -> Result<Summary> {
     let path = folder.join(format!("{number:08}.tar"));
     let partial = folder.join(format!("{number:08}.tar.partial"));
-    let file = BufWriter::with_capacity(1 << 20, File::create(&partial).map_err(Error::io(&partial))?);
+    let file = BufWriter::with_capacity(16 << 10, File::create(&partial).map_err(Error::io(&partial))?);
     let mut archive = tar::Builder::new(file);
     let mut summary = Summary::default();
     for chunk in entries.chunks(BATCH) {
