@@ -27,12 +27,32 @@ pub enum Error {
     NullInSubset { column: &'static str, row: u64 },
     #[error("weights must be finite and not negative, row {row} has {weight}")]
     Weight { row: u64, weight: f32 },
+    #[error("TABLESAMPLE would draw other rows at every run")]
+    TableSample,
+    #[error("filters lie within each other more than {depth} deep at {filter}")]
+    FilterDepth { filter: String, depth: usize },
+    #[error("filter '{filter}' has no WHERE of its own that could be taken apart")]
+    NoWhere { filter: String },
+    #[error("a filter is one query")]
+    NotAQuery,
+    #[error("the table '{table}' cannot be {what} by SQL")]
+    TableFixed { table: String, what: &'static str },
+    #[error("the pool is open at an older version, which does not change")]
+    OldVersion,
+    #[error("column '{column}' cannot be computed as {expression}: {reason}")]
+    ColumnExpression { column: String, expression: String, reason: String },
+    #[error("the optional file '{name}' is missing, looked for in {places}")]
+    ResourceMissing { name: String, places: String, how: &'static str },
+    #[error("{}: {source}", path.display())]
+    Resource { path: PathBuf, source: std::io::Error },
     #[error("{message}")]
     Query { message: String, hint: Option<String> },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Storage(#[from] storage::Error),
+    #[error(transparent)]
+    Index(#[from] index::Error),
 }
 
 impl Error {
@@ -51,8 +71,17 @@ impl Error {
             Error::NoUidColumn { .. } => "a filter selects uids: SELECT uid FROM pool WHERE ...".into(),
             Error::ColumnType { column: "uid", .. } => "a text column becomes one with uid(column)".into(),
             Error::NullInSubset { .. } => "leave such rows out: WHERE ... IS NOT NULL".into(),
+            Error::TableSample => "WHERE sample_hash(uid, 0) < 0.1 draws a tenth, the same at every run; another seed draws another".into(),
+            Error::FilterDepth { .. } => "does one of them name itself?".into(),
+            Error::TableFixed { table, .. } if table == "pool" => {
+                "samples come by: tarn ingest POOL SOURCE...; columns by: ALTER TABLE pool ADD COLUMN name AS (expression)".into()
+            }
+            Error::OldVersion => "open it without --at".into(),
+            Error::ResourceMissing { how, .. } => format!("get it from: {how}; tarn resources tells where things are"),
+            Error::Resource { .. } => "tarn resources tells how to get it".into(),
             Error::Query { hint, .. } => return hint.clone(),
             Error::Storage(e) => return e.hint(),
+            Error::Index(e) => return e.hint(),
             _ => return None,
         })
     }

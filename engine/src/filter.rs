@@ -7,22 +7,27 @@ use datafusion::scalar::ScalarValue;
 use crate::{Error, Result};
 
 /// The filters inside the program, under DataComp's own names.
-const SHIPPED: [(&str, &str); 3] = [
-    ("no_filter", include_str!("../filters/no_filter.sql")),
+const SHIPPED: [(&str, &str); 8] = [
+    ("basic_filter", include_str!("../filters/basic_filter.sql")),
     ("clip_score", include_str!("../filters/clip_score.sql")),
+    ("image_based", include_str!("../filters/image_based.sql")),
+    ("image_based_intersect_clip_score", include_str!("../filters/image_based_intersect_clip_score.sql")),
+    ("laion2b", include_str!("../filters/laion2b.sql")),
+    ("no_filter", include_str!("../filters/no_filter.sql")),
     ("random_subset", include_str!("../filters/random_subset.sql")),
+    ("text_based", include_str!("../filters/text_based.sql")),
 ];
 
 /// A query that selects uids, with what its header says.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Filter {
     /// A shipped filter's name, a file's stem, or `sql`.
-    pub name: String,
+    name: String,
     pub about: String,
     pub source: String,
     pub parameters: Vec<Parameter>,
     /// The whole text, header included.
-    pub sql: String,
+    sql: String,
     /// Whether parameters must be declared: true for all but SQL given on the spot.
     declared: bool,
 }
@@ -60,6 +65,11 @@ impl Bound {
 
     pub fn sql(&self) -> &str {
         &self.filter.sql
+    }
+
+    /// Whether the filter declares its parameters; SQL given on the spot does not.
+    pub(crate) fn is_declared(&self) -> bool {
+        self.filter.declared
     }
 
     pub fn params(&self) -> &[(String, ScalarValue)] {
@@ -173,10 +183,7 @@ impl Filter {
             match self.parameters.iter().find(|p| p.name == *name) {
                 Some(parameter) => params.push((name.clone(), self.value(parameter, value)?)),
                 None if !self.declared => params.push((name.clone(), guess(value))),
-                None => {
-                    let known = self.parameters.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
-                    return Err(Error::UnknownParameter { filter: self.name.clone(), name: name.clone(), known });
-                }
+                None => return Err(self.unknown_parameter(name)),
             }
         }
         for parameter in &self.parameters {
@@ -185,13 +192,31 @@ impl Filter {
             }
             match &parameter.default {
                 Some(value) => params.push((parameter.name.clone(), value.clone())),
-                None => return Err(Error::ParameterMissing { filter: self.name.clone(), name: parameter.name.clone() }),
+                None => return Err(self.missing_parameter(&parameter.name)),
             }
         }
         Ok(Bound { filter: self, params })
     }
 
-    fn value(&self, parameter: &Parameter, text: &str) -> Result<ScalarValue> {
+    pub(crate) fn unknown_parameter(&self, name: &str) -> Error {
+        let known = self.parameters.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
+        Error::UnknownParameter { filter: self.name.clone(), name: name.to_string(), known }
+    }
+
+    pub(crate) fn missing_parameter(&self, name: &str) -> Error {
+        Error::ParameterMissing { filter: self.name.clone(), name: name.to_string() }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its text, header included.
+    pub fn sql(&self) -> &str {
+        &self.sql
+    }
+
+    pub(crate) fn value(&self, parameter: &Parameter, text: &str) -> Result<ScalarValue> {
         let wrong = |expected: String| Error::ParameterValue {
             filter: self.name.clone(),
             name: parameter.name.clone(),

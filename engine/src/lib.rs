@@ -16,12 +16,24 @@
 //! Writes no samples and knows no model.
 
 mod catalog;
+mod computed;
+mod diff;
+mod drops;
 mod error;
+mod expand;
 mod filter;
 mod functions;
+mod resources;
+mod scan;
 mod session;
+
+mod statements;
 mod uid_text;
 
+pub use diff::Diff;
+pub use drops::{Condition, Drops};
 pub use error::{Error, Result};
 pub use filter::{Bound, Filter, Parameter, ParameterType, guess};
-pub use session::{Params, Session};
+pub use functions::{Embed, reference};
+pub use resources::{Resource, Resources, digest};
+pub use session::{Options, Params, Rows, Scans, Session};

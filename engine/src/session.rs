@@ -1,109 +1,390 @@
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
-use arrow::array::{AsArray, RecordBatch};
-use arrow::compute::cast;
-use arrow::datatypes::{DataType, Float32Type};
-use datafusion::common::ParamValues;
-use datafusion::execution::{SendableRecordBatchStream, SessionStateBuilder};
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, SchemaRef};
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::{DataFusionError, ParamValues};
+use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::execution::{SendableRecordBatchStream, SessionStateBuilder, TaskContext};
+use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::optimizer::Analyzer;
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use datafusion::scalar::ScalarValue;
+use datafusion::sql::parser::Statement as DfStatement;
 use futures::future::BoxFuture;
-use futures::{FutureExt, TryStreamExt};
-use storage::{Pool, Receipt, Subset, Table, Uid};
+use futures::{FutureExt, Stream, StreamExt};
+use storage::{Computed, OnProgress, Pool, Progress, Receipt, Subset, Table, Written};
 
+use crate::computed::{Stored, UseComputed, analyzed};
 use crate::filter::Bound;
+use crate::functions::{Embed, Sets, TwoPasses};
+use crate::resources::Resources;
+use crate::statements::{self, Statement, add_column, copy_subset};
 use crate::uid_text::UidText;
 use crate::{Error, Result, catalog, functions};
 
 /// Named parameters of a query, `$name` in its text: always bound, never pasted.
 pub type Params = [(String, ScalarValue)];
 
+/// How a session runs its queries.
+#[derive(Clone)]
+pub struct Options {
+    /// Bytes that queries hold at most, roughly; beyond that they spill to the system's temporary folder.
+    pub memory: usize,
+    /// The folder of optional files; by default `TARN_RESOURCES`, or the user's data folder.
+    pub resources: Option<PathBuf>,
+    /// What `embed_text` and `embed_image` ask.
+    pub embed: Option<Arc<dyn Embed>>,
+    /// Hears how far statements have come that take long before they give rows.
+    pub on_progress: Arc<dyn Fn(Progress) + Send + Sync>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { memory: 4 << 30, resources: None, embed: None, on_progress: Arc::new(|_| {}) }
+    }
+}
+
 /// SQL over one pool.
 pub struct Session {
     context: SessionContext,
     pool: Pool,
+    memory: usize,
+    resources: Arc<Resources>,
+    sets: Arc<Sets>,
+    computed: Arc<UseComputed>,
+    on_progress: Arc<dyn Fn(Progress) + Send + Sync>,
 }
+
+/// What a query draws on besides the pool's rows.
+#[derive(Debug, Default)]
+pub(crate) struct Uses {
+    /// Functions with optional files behind them, and the list that each names.
+    functions: BTreeSet<(String, Option<String>)>,
+    pub sets: BTreeSet<String>,
+    /// Computed columns that it reads.
+    computed: BTreeSet<String>,
+}
+
+const OF_RESOURCES: [&str; 2] = ["lang_fasttext", "mentions_synset"];
+const OF_SETS: [&str; 2] = ["nearest_centroid", "max_similarity"];
 
 impl Session {
     /// Opens a pool at its newest version.
     pub fn open<'a>(root: &'a str) -> BoxFuture<'a, Result<Session>> {
-        async move { Session::over(Pool::open(root).await?).await }.boxed()
+        async move { Session::over(Pool::open(root).await?, Options::default()).await }.boxed()
     }
 
     /// Over a pool that is open, at the version that it is read at.
-    pub fn over<'a>(pool: Pool) -> BoxFuture<'a, Result<Session>> {
+    pub fn over<'a>(pool: Pool, options: Options) -> BoxFuture<'a, Result<Session>> {
         async move {
+            let wrap = |e| Error::query(e, &[]);
             let config = SessionConfig::new()
                 .with_information_schema(true)
                 .set_bool("datafusion.sql_parser.map_string_types_to_utf8view", false)
                 .set_bool("datafusion.execution.parquet.schema_force_view_types", false);
+            let computed = Arc::new(UseComputed::default());
             let mut rules: Vec<_> = vec![Arc::new(UidText) as _];
             rules.extend(Analyzer::new().rules);
-            let state = SessionStateBuilder::new().with_default_features().with_config(config).with_analyzer_rules(rules).build();
-            // `'file.parquet'` and the like are tables.
-            let context = SessionContext::new_with_state(state).enable_url_table();
+            rules.push(Arc::new(TwoPasses));
+            rules.push(computed.clone());
+            let memory = TrackConsumersPool::new(FairSpillPool::new(options.memory), std::num::NonZeroUsize::new(3).expect("not zero"));
+            let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(memory)).build_arc().map_err(wrap)?;
+            let state = SessionStateBuilder::new()
+                .with_default_features()
+                .with_config(config)
+                .with_runtime_env(runtime)
+                .with_analyzer_rules(rules)
+                .build();
+            let context = catalog::with_files(SessionContext::new_with_state(state));
             {
                 let state = context.state_ref();
                 let mut state = state.write();
                 use datafusion::execution::FunctionRegistry;
-                state.register_expr_planner(Arc::new(UidText)).map_err(|e| Error::query(e, &[]))?;
+                state.register_expr_planner(Arc::new(UidText)).map_err(wrap)?;
             }
-            functions::register(&context);
-            catalog::register(&context, &pool).await?;
-            Ok(Session { context, pool })
+            let resources = Arc::new(Resources::new(options.resources));
+            let sets = Arc::new(Sets::of(pool.clone()));
+            functions::register(&context, &resources, &sets, options.embed.as_ref());
+            let session = Session { context, pool, memory: options.memory, resources, sets, computed, on_progress: options.on_progress };
+            session.refresh().await?;
+            Ok(session)
         }
         .boxed()
+    }
+
+    /// Reads the tables at their newest versions (or those that the pool was opened at), and what columns are computed.
+    async fn refresh(&self) -> Result<()> {
+        catalog::register(&self.context, &self.pool).await?;
+        let mut stored = Vec::new();
+        self.set_stored(Vec::new()); // or the expressions would be replaced by themselves
+        for column in self.pool.computed().await?.into_iter().filter(|column| column.lagging == 0) {
+            let scan = self.context.table(Table::Pool.name()).await.map_err(|e| self.error(e))?.into_unoptimized_plan();
+            let state = self.context.state();
+            let expr = state.create_logical_expr(&column.expression, scan.schema()).and_then(|expr| analyzed(&state, &scan, expr));
+            // An expression that this program no longer knows helps nobody, and hurts nobody.
+            let Computed { column, resources, .. } = column;
+            let same_files = resources.is_empty().then_some(true);
+            stored.extend(expr.ok().map(|expr| Stored { column, expr, resources, same_files }));
+        }
+        self.set_stored(stored);
+        Ok(())
+    }
+
+    fn set_stored(&self, stored: Vec<Stored>) {
+        *self.computed.stored.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = stored;
     }
 
     pub fn pool(&self) -> &Pool {
         &self.pool
     }
 
+    pub fn resources(&self) -> &Resources {
+        &self.resources
+    }
+
+    pub(crate) fn context(&self) -> &SessionContext {
+        &self.context
+    }
+
     /// Runs one statement; batches stream out as they are made, and dropping the stream cancels the query.
-    pub fn sql<'a>(&'a self, text: &'a str, params: &'a Params) -> BoxFuture<'a, Result<SendableRecordBatchStream>> {
+    /// Statements without rows of their own give none, or what they did.
+    pub fn sql<'a>(&'a self, text: &'a str, params: &'a Params) -> BoxFuture<'a, Result<Rows>> {
         async move {
-            let frame = self.frame(text, params).await?;
-            frame.execute_stream().await.map_err(|e| self.error(e))
+            match statements::parse(&self.context.state(), text)? {
+                Statement::Plain(statement) => self.rows(self.frame(*statement, params, true).await?).await.map(|(rows, _)| rows),
+                Statement::AddColumn { column, expression } => {
+                    self.must_be_newest()?;
+                    let rows = self.add_column(&column, &expression).await?;
+                    Ok(Rows::told(&[("column", &column), ("rows", &rows)]))
+                }
+                Statement::DropColumn { column } => {
+                    self.must_be_newest()?;
+                    self.pool.drop_column(&column).await?;
+                    self.refresh().await?;
+                    Ok(Rows::told(&[("dropped", &column)]))
+                }
+                Statement::CreateZoneMap { column } => {
+                    self.must_be_newest()?;
+                    self.pool.create_zone_map(&column).await?;
+                    self.refresh().await?;
+                    Ok(Rows::told(&[("indexed", &column)]))
+                }
+                Statement::CopySubset { query, sql, path } => {
+                    let parameters = params.iter().map(|(name, value)| (name.clone(), json(value))).collect();
+                    let made = Made { filter: "sql", sql: &sql, parameters, start: Instant::now() };
+                    let receipt = self.copy_subset(*query, params, made, &path).await?;
+                    Ok(Rows::told(&[("file", &path.display().to_string()), ("uids", &receipt.subset_size)]))
+                }
+            }
         }
         .boxed()
     }
 
-    async fn frame(&self, text: &str, params: &Params) -> Result<DataFrame> {
-        let frame = self.context.sql(text).await.map_err(|e| self.error(e))?;
-        if params.is_empty() {
-            return Ok(frame);
+    fn must_be_newest(&self) -> Result<()> {
+        if self.pool.is_at_version() { Err(Error::OldVersion) } else { Ok(()) }
+    }
+
+    /// Computes a column, or what is missing of it. Gives the number of rows computed.
+    async fn add_column(&self, column: &str, expression: &str) -> Result<u64> {
+        let plan = add_column::plan(self, column, expression).await?;
+        let rows = self.pool.compute_column(&plan.computed, plan.data_type, &plan.inputs, plan.compute, &*self.on_progress).await?;
+        self.refresh().await?;
+        Ok(rows)
+    }
+
+    /// Extends all computed columns to rows that came after them. Gives each that lagged and the rows computed.
+    pub fn extend_columns(&self) -> BoxFuture<'_, Result<Vec<(String, u64)>>> {
+        async move {
+            let mut extended = Vec::new();
+            for Computed { column, expression, .. } in self.pool.computed().await?.into_iter().filter(|column| column.lagging > 0) {
+                let rows = self.add_column(&column, &expression).await?;
+                extended.push((column, rows));
+            }
+            Ok(extended)
         }
-        let values: HashMap<String, ScalarValue> = params.iter().cloned().collect();
-        frame.with_param_values(ParamValues::from(values)).map_err(|e| self.error(e))
+        .boxed()
+    }
+
+    /// A plan with its parameters bound, and what it names read; statements that define something have done so.
+    /// With `all_used`, a parameter that the text does not name is an error.
+    pub(crate) async fn frame(&self, statement: DfStatement, params: &Params, all_used: bool) -> Result<DataFrame> {
+        let errors = |e| self.error(e);
+        let mut plan = self.context.state().statement_to_plan(statement).await.map_err(errors)?;
+        let named = plan.get_parameter_names().map_err(errors)?;
+        if let Some((unknown, _)) = params.iter().find(|(name, _)| all_used && !named.contains(&format!("${name}"))) {
+            let mut known: Vec<&str> = named.iter().map(|name| name.trim_start_matches('$')).collect();
+            known.sort_unstable();
+            return Err(Error::UnknownParameter { filter: "sql".into(), name: unknown.clone(), known: known.join(", ") });
+        }
+        if !params.is_empty() {
+            let values: HashMap<String, ScalarValue> = params.iter().cloned().collect();
+            plan = plan.with_param_values(ParamValues::from(values)).map_err(errors)?;
+        }
+        self.load_sets(&plan).await?;
+        self.check_stored(&plan)?;
+        self.context.execute_logical_plan(plan).await.map_err(errors)
+    }
+
+    pub(crate) async fn rows(&self, frame: DataFrame) -> Result<(Rows, Uses)> {
+        let errors = |e| self.error(e);
+        let (state, plan) = frame.into_parts();
+        let plan = state.optimize(&plan).map_err(errors)?;
+        let uses = self.uses(&plan)?;
+        for (function, list) in &uses.functions {
+            // Read before the work starts, so that a missing one is told of at once.
+            match function.as_str() {
+                "lang_fasttext" => self.resources.language().map(drop)?,
+                _ => {
+                    self.resources.wordnet()?;
+                    list.as_deref().map(|list| self.resources.synsets(list)).transpose()?;
+                }
+            }
+        }
+        for column in self.pool.computed().await?.into_iter().filter(|column| column.lagging > 0) {
+            if uses.computed.contains(&column.column) {
+                let Computed { column, expression, lagging: rows, .. } = column;
+                return Err(storage::Error::ColumnLags { column, expression, rows }.into());
+            }
+        }
+        let physical = state.query_planner().create_physical_plan(&plan, &state).await.map_err(errors)?;
+        let mut scans = Scans::default();
+        leaves(&physical, &mut scans);
+        let stream = execute_stream(physical, Arc::new(TaskContext::from(&state))).map_err(errors)?;
+        Ok((Rows { stream, scans }, uses))
+    }
+
+    /// What a plan draws on. Subqueries count.
+    pub(crate) fn uses(&self, plan: &LogicalPlan) -> Result<Uses> {
+        let mut uses = Uses::default();
+        let walked = plan.apply_with_subqueries(|node| {
+            if let LogicalPlan::TableScan(scan) = node {
+                let computed = |field: &Arc<arrow::datatypes::Field>| Computed::of_field(field).is_some();
+                uses.computed.extend(scan.projected_schema.fields().iter().filter(|f| computed(f)).map(|f| f.name().clone()));
+                let all = scan.source.schema();
+                let filtered = scan.filters.iter().flat_map(Expr::column_refs).map(|column| column.name.clone());
+                uses.computed.extend(filtered.filter(|name| all.fields().iter().any(|f| f.name() == name && computed(f))));
+            }
+            node.apply_expressions(|expr| {
+                use datafusion::common::tree_node::TreeNode;
+                expr.apply(|expr| {
+                    if let Expr::ScalarFunction(call) = expr {
+                        let constant = call.args.get(1).and_then(text_of);
+                        if OF_RESOURCES.contains(&call.name()) {
+                            uses.functions.insert((call.name().to_string(), constant));
+                        } else if OF_SETS.contains(&call.name()) {
+                            uses.sets.extend(constant);
+                        }
+                    }
+                    Ok(TreeNodeRecursion::Continue)
+                })
+            })
+        });
+        walked.map_err(|e| self.error(e))?;
+        Ok(uses)
+    }
+
+    /// Reads the vector sets that a plan names.
+    pub(crate) async fn load_sets(&self, plan: &LogicalPlan) -> Result<()> {
+        for set in self.uses(plan)?.sets {
+            self.sets.load(&set).await?;
+        }
+        Ok(())
+    }
+
+    /// Settles for the stored columns that this plan may use whether their optional files are still the same.
+    fn check_stored(&self, plan: &LogicalPlan) -> Result<()> {
+        let unknown = |stored: &Stored| stored.same_files.is_none();
+        if !self.computed.stored.read().unwrap_or_else(|poisoned| poisoned.into_inner()).iter().any(unknown) {
+            return Ok(());
+        }
+        let uses = self.uses(plan)?;
+        if uses.functions.is_empty() {
+            return Ok(());
+        }
+        let of_now = self.digests(&uses)?;
+        let mut stored = self.computed.stored.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        for column in stored.iter_mut().filter(|stored| unknown(stored)) {
+            if column.resources.keys().all(|name| of_now.contains_key(name)) {
+                column.same_files = Some(column.resources.iter().all(|(name, digest)| of_now.get(name) == Some(digest)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Digests of the optional files that a query used.
+    pub(crate) fn digests(&self, uses: &Uses) -> Result<BTreeMap<String, String>> {
+        let mut digests = BTreeMap::new();
+        for (function, list) in &uses.functions {
+            digests.extend(self.resources.digests(function, list.as_deref())?);
+        }
+        Ok(digests)
     }
 
     /// The subset that a filter selects, and where it came from.
     pub fn subset<'a>(&'a self, filter: &'a Bound) -> BoxFuture<'a, Result<(Subset, Receipt)>> {
         async move {
-            let start = Instant::now();
-            let frame = self.frame(filter.sql(), filter.params()).await?;
-            check_columns(&frame)?;
-            let mut stream = frame.execute_stream().await.map_err(|e| self.error(e))?;
-            let (mut uids, mut weights, mut row) = (Vec::new(), Vec::new(), 0);
-            while let Some(batch) = stream.try_next().await.map_err(|e| self.error(e))? {
-                read_uids(&batch, row, &mut uids)?;
-                read_weights(&batch, row, &mut weights)?;
-                row += batch.num_rows() as u64;
-            }
-            let weights = (weights.len() == uids.len() && !uids.is_empty()).then_some(weights);
-            let subset = Subset::new(uids, weights);
-            let receipt = Receipt {
-                sql: filter.sql().to_string(),
-                parameters: filter.params().iter().map(|(name, value)| (name.clone(), json(value))).collect(),
-                wall_seconds: start.elapsed().as_secs_f64(),
-                ..Receipt::of(filter.name(), &self.pool, &subset).await?
-            };
+            let made = Made::by(filter);
+            let (rows, uses) = self.selection(filter).await?;
+            let subset = copy_subset::collect(rows, |e| self.error(e)).await?;
+            let receipt = self.receipt(made, subset.summary(), &uses).await?;
             Ok((subset, receipt))
         }
         .boxed()
+    }
+
+    /// Writes the subset that a filter selects to `path`, sorted, with its receipt beside it; the subset may be larger
+    /// than memory.
+    pub fn write_subset<'a>(&'a self, filter: &'a Bound, path: &'a Path) -> BoxFuture<'a, Result<Receipt>> {
+        async move {
+            let made = Made::by(filter);
+            let (rows, uses) = self.selection(filter).await?;
+            self.write(rows, uses, made, path).await
+        }
+        .boxed()
+    }
+
+    /// Rows of a filter: its uids, and weights where it has them.
+    pub(crate) async fn selection(&self, filter: &Bound) -> Result<(Rows, Uses)> {
+        let Statement::Plain(statement) = statements::parse(&self.context.state(), filter.sql())? else { return Err(Error::NotAQuery) };
+        let frame = self.frame(*statement, filter.params(), !filter.is_declared()).await?;
+        copy_subset::check_columns(frame.schema())?;
+        self.rows(frame).await
+    }
+
+    async fn copy_subset(&self, query: DfStatement, params: &Params, made: Made<'_>, path: &Path) -> Result<Receipt> {
+        let frame = self.frame(query, params, true).await?;
+        copy_subset::check_columns(frame.schema())?;
+        let (rows, uses) = self.rows(frame).await?;
+        self.write(rows, uses, made, path).await
+    }
+
+    async fn write(&self, rows: Rows, uses: Uses, made: Made<'_>, path: &Path) -> Result<Receipt> {
+        let written = watch(rows.scans(), &*self.on_progress, copy_subset::write(rows, path, self.memory / 2, |e| self.error(e))).await?;
+        let receipt = self.receipt(made, written, &uses).await?;
+        receipt.write(&Receipt::path_beside(path))?;
+        Ok(receipt)
+    }
+
+    async fn receipt(&self, made: Made<'_>, written: Written, uses: &Uses) -> Result<Receipt> {
+        let mut resources = self.digests(uses)?;
+        for column in self.pool.computed().await?.into_iter().filter(|column| uses.computed.contains(&column.column)) {
+            resources.extend(column.resources);
+        }
+        Ok(Receipt {
+            sql: made.sql.to_string(),
+            parameters: made.parameters,
+            resources,
+            wall_seconds: made.start.elapsed().as_secs_f64(),
+            ..Receipt::of(made.filter, &self.pool, written).await?
+        })
     }
 
     /// Names of all functions, for completion and "did you mean".
@@ -129,55 +410,129 @@ impl Session {
     }
 
     /// An error of DataFusion in the words of this crate.
-    pub fn error(&self, error: datafusion::error::DataFusionError) -> Error {
+    pub fn error(&self, error: DataFusionError) -> Error {
         Error::query(error, &self.function_names())
     }
 }
 
-fn check_columns(frame: &DataFrame) -> Result<()> {
-    let schema = frame.schema();
-    let Ok(uid) = schema.field_with_unqualified_name("uid") else {
-        let columns = schema.fields().iter().map(|f| f.name().as_str()).collect::<Vec<_>>().join(", ");
-        return Err(Error::NoUidColumn { columns });
-    };
-    if uid.data_type() != &DataType::FixedSizeBinary(16) {
-        return Err(Error::ColumnType { column: "uid", expected: "a uid", got: uid.data_type().to_string() });
-    }
-    match schema.field_with_unqualified_name("weight") {
-        Ok(weight) if !weight.data_type().is_numeric() => {
-            Err(Error::ColumnType { column: "weight", expected: "a number", got: weight.data_type().to_string() })
-        }
-        _ => Ok(()),
+/// How a subset came to be, but for what it holds.
+struct Made<'a> {
+    filter: &'a str,
+    sql: &'a str,
+    parameters: BTreeMap<String, serde_json::Value>,
+    start: Instant,
+}
+
+impl<'a> Made<'a> {
+    fn by(filter: &'a Bound) -> Made<'a> {
+        let parameters = filter.params().iter().map(|(name, value)| (name.clone(), json(value))).collect();
+        Made { filter: filter.name(), sql: filter.sql(), parameters, start: Instant::now() }
     }
 }
 
-fn read_uids(batch: &RecordBatch, row: u64, uids: &mut Vec<Uid>) -> Result<()> {
-    let column = batch["uid"].as_fixed_size_binary();
-    for (i, uid) in column.iter().enumerate() {
-        let uid = uid.ok_or(Error::NullInSubset { column: "uid", row: row + i as u64 })?;
-        uids.push(Uid(uid.try_into().expect("uids are 16 bytes wide")));
-    }
-    Ok(())
+/// A query's rows, batch by batch, and how far its scans have come.
+pub struct Rows {
+    stream: SendableRecordBatchStream,
+    scans: Scans,
 }
 
-fn read_weights(batch: &RecordBatch, row: u64, weights: &mut Vec<f32>) -> Result<()> {
-    let Some(column) = batch.column_by_name("weight") else { return Ok(()) };
-    let column = cast(column, &DataType::Float32).map_err(|e| Error::Query { message: e.to_string(), hint: None })?;
-    for (i, weight) in column.as_primitive::<Float32Type>().iter().enumerate() {
-        let row = row + i as u64;
-        match weight {
-            None => return Err(Error::NullInSubset { column: "weight", row }),
-            Some(weight) if !weight.is_finite() || weight < 0.0 => return Err(Error::Weight { row, weight }),
-            Some(weight) => weights.push(weight),
+/// The scans of a running query.
+#[derive(Clone, Default)]
+pub struct Scans(Vec<Arc<dyn ExecutionPlan>>);
+
+impl Scans {
+    /// Rows scanned so far, of those that the scans have.
+    pub fn progress(&self) -> Progress {
+        let scanned = |scan: &Arc<dyn ExecutionPlan>| scan.metrics()?.sum_by_name("rows_scanned").map(|rows| rows.as_usize() as u64);
+        let all = |scan: &Arc<dyn ExecutionPlan>| scan.partition_statistics(None).ok()?.num_rows.get_value().map(|rows| *rows as u64);
+        Progress {
+            what: "scan".into(),
+            done: self.0.iter().filter_map(scanned).sum(),
+            total: self.0.iter().filter_map(all).sum(),
+            unit: "rows",
         }
     }
-    Ok(())
+}
+
+impl Rows {
+    pub fn schema(&self) -> SchemaRef {
+        self.stream.schema()
+    }
+
+    /// Tells how far the query has come, also while its rows are waited for.
+    pub fn scans(&self) -> Scans {
+        self.scans.clone()
+    }
+
+    /// One row that tells what a statement did.
+    fn told(columns: &[(&str, &dyn Told)]) -> Rows {
+        let columns = columns.iter().map(|(name, value)| (*name, value.column()));
+        let batch = RecordBatch::try_from_iter(columns).expect("columns of one row");
+        let schema = batch.schema();
+        let stream = futures::stream::iter([Ok(batch)]);
+        let stream = datafusion::physical_plan::stream::RecordBatchStreamAdapter::new(schema, stream);
+        Rows { stream: Box::pin(stream), scans: Scans::default() }
+    }
+}
+
+trait Told {
+    fn column(&self) -> ArrayRef;
+}
+
+impl Told for u64 {
+    fn column(&self) -> ArrayRef {
+        Arc::new(Int64Array::from(vec![*self as i64]))
+    }
+}
+
+impl Told for String {
+    fn column(&self) -> ArrayRef {
+        Arc::new(StringArray::from(vec![self.as_str()]))
+    }
+}
+
+impl Stream for Rows {
+    type Item = Result<RecordBatch, DataFusionError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.stream.poll_next_unpin(context)
+    }
+}
+
+/// Runs to the end, and reports how far the scans have come now and then.
+async fn watch<T>(scans: Scans, on_progress: OnProgress<'_>, work: impl Future<Output = T>) -> T {
+    let mut tick = tokio::time::interval(std::time::Duration::from_millis(200));
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            result = &mut work => return result,
+            _ = tick.tick() => on_progress(scans.progress()),
+        }
+    }
+}
+
+/// The nodes that count what they scan.
+fn leaves(plan: &Arc<dyn ExecutionPlan>, found: &mut Scans) {
+    if plan.children().is_empty() && plan.name() == "LanceScanExec" {
+        found.0.push(plan.clone());
+    }
+    plan.children().into_iter().for_each(|child| leaves(child, found));
+}
+
+/// The text of a constant, through the casts that analysis adds.
+fn text_of(expr: &Expr) -> Option<String> {
+    match expr {
+        Expr::Literal(value, _) => value.try_as_str().flatten().map(str::to_string),
+        Expr::Cast(cast) => text_of(&cast.expr),
+        Expr::Alias(alias) => text_of(&alias.expr),
+        _ => None,
+    }
 }
 
 fn json(value: &ScalarValue) -> serde_json::Value {
     match value {
-        ScalarValue::Float64(Some(x)) => (*x).into(),
         ScalarValue::Int64(Some(x)) => (*x).into(),
+        ScalarValue::Float64(Some(x)) => (*x).into(),
         ScalarValue::Boolean(Some(x)) => (*x).into(),
         value if value.is_null() => serde_json::Value::Null,
         value => value.to_string().into(),

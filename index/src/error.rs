@@ -8,6 +8,10 @@ pub enum Error {
     Dimensions { left: usize, right: usize },
     #[error("not a vector: {got}, expected a list of float16, float32 or float64")]
     NotAVector { got: String },
+    #[error("a vector has a NULL inside")]
+    NullInVector,
+    #[error("{values} values are no vectors of {dim}")]
+    SetShape { dim: usize, values: usize },
 }
 
 impl Error {
@@ -15,7 +19,7 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Error::Dimensions { .. } => Some("b32 columns have 512 values, l14 columns 768".into()),
-            Error::NotAVector { .. } => None,
+            _ => None,
         }
     }
 }

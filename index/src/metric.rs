@@ -2,26 +2,52 @@ use arrow::array::{Array, ArrayRef, AsArray, FixedSizeListArray, Float32Array};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Float16Type, Float32Type};
 use half::f16;
-use lance_linalg::distance::Cosine;
 
+use crate::kernel::{Products, products};
 use crate::{Error, Result};
 
+/// How near two vectors are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Metric {
+    /// x·y / (|x| |y|): 1 for the same direction.
+    CosineSimilarity,
+    /// 1 - x·y / (|x| |y|): 0 for the same direction.
+    CosineDistance,
+    /// x·y
+    InnerProduct,
+    /// |x - y|
+    L2Distance,
+}
+
+impl Metric {
+    #[inline(always)]
+    fn of(self, p: Products) -> f32 {
+        match self {
+            Metric::CosineSimilarity => p.xy / (p.xx.sqrt() * p.yy.sqrt()),
+            Metric::CosineDistance => 1.0 - p.xy / (p.xx.sqrt() * p.yy.sqrt()),
+            Metric::InnerProduct => p.xy,
+            Metric::L2Distance => unreachable!("is summed by its own loop"),
+        }
+    }
+}
+
 /// A column of vectors; lists of a fixed size are read in place, others through a float32 copy.
-enum Vectors<'a> {
+pub(crate) enum Vectors<'a> {
     F16(&'a FixedSizeListArray, &'a [f16]),
     F32(&'a FixedSizeListArray, &'a [f32]),
     Lists(ArrayRef),
 }
 
 /// One row of a column.
-enum Vector<'a> {
+pub(crate) enum Vector<'a> {
     F16(&'a [f16]),
     F32(&'a [f32]),
 }
 
 impl<'a> Vectors<'a> {
-    fn of(column: &'a dyn Array) -> Result<Vectors<'a>> {
+    pub fn of(column: &'a dyn Array) -> Result<Vectors<'a>> {
         if let Some(list) = column.as_fixed_size_list_opt() {
+            // A sliced list gives its values sliced with it.
             match list.value_type() {
                 DataType::Float16 => return Ok(Vectors::F16(list, list.values().as_primitive::<Float16Type>().values())),
                 DataType::Float32 => return Ok(Vectors::F32(list, list.values().as_primitive::<Float32Type>().values())),
@@ -34,10 +60,13 @@ impl<'a> Vectors<'a> {
             other => return Err(Error::NotAVector { got: other.to_string() }),
         }
         let lists = cast(column, &target).map_err(|_| Error::NotAVector { got: column.data_type().to_string() })?;
+        if lists.as_list::<i32>().values().null_count() > 0 {
+            return Err(Error::NullInVector);
+        }
         Ok(Vectors::Lists(lists))
     }
 
-    fn row(&self, i: usize) -> Option<Vector<'_>> {
+    pub fn row(&self, i: usize) -> Option<Vector<'_>> {
         let range = |list: &FixedSizeListArray| {
             let dim = list.value_length() as usize;
             list.is_valid(i).then(|| i * dim..(i + 1) * dim)
@@ -55,44 +84,60 @@ impl<'a> Vectors<'a> {
 }
 
 impl Vector<'_> {
-    fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         match self {
             Vector::F16(v) => v.len(),
             Vector::F32(v) => v.len(),
         }
     }
 
-    /// As float32, through `scratch` where it is not.
-    fn widen<'s>(&'s self, scratch: &'s mut Vec<f32>) -> &'s [f32] {
+    /// Appends the numbers as float32.
+    pub fn extend(&self, out: &mut Vec<f32>) {
         match self {
-            Vector::F32(v) => v,
-            Vector::F16(v) => {
-                scratch.clear();
-                scratch.extend(v.iter().map(|x| x.to_f32()));
-                scratch
-            }
+            Vector::F16(v) => out.extend(v.iter().map(|x| x.to_f32())),
+            Vector::F32(v) => out.extend_from_slice(v),
         }
     }
 }
 
-/// The cosine of the angle between the vectors of `a` and `b`, row by row, as float32; a column of one row stands
-/// for every row. NULL where either is NULL, NaN where either is all zeros.
-pub fn cosine_similarity(a: &dyn Array, b: &dyn Array, rows: usize) -> Result<Float32Array> {
+/// The metric between the vectors of `a` and `b`, row by row, as float32; a column of one row stands for every row.
+/// NULL where either is NULL; the cosines are NaN where either is all zeros. An error where lengths differ.
+pub fn measure(metric: Metric, a: &dyn Array, b: &dyn Array, rows: usize) -> Result<Float32Array> {
     let (left, right) = (Vectors::of(a)?, Vectors::of(b)?);
-    let at = |column: &dyn Array, i: usize| if column.len() == 1 { 0 } else { i };
-    let (mut scratch_a, mut scratch_b) = (Vec::new(), Vec::new());
-    let mut row = |i: usize| {
-        let (Some(x), Some(y)) = (left.row(at(a, i)), right.row(at(b, i))) else { return Ok(None) };
-        if x.len() != y.len() {
-            return Err(Error::Dimensions { left: x.len(), right: y.len() });
-        }
-        let distance = match (&x, &y) {
-            (Vector::F16(x), Vector::F16(y)) => f16::cosine(x, y),
-            _ => f32::cosine(x.widen(&mut scratch_a), y.widen(&mut scratch_b)),
+    let step = |column: &dyn Array| usize::from(column.len() != 1);
+    let (step_a, step_b) = (step(a), step(b));
+    let mut values = Vec::with_capacity(rows);
+    for i in 0..rows {
+        let value = match (left.row(i * step_a), right.row(i * step_b)) {
+            (Some(x), Some(y)) if x.len() != y.len() => return Err(Error::Dimensions { left: x.len(), right: y.len() }),
+            (Some(x), Some(y)) => Some(between(metric, &x, &y)),
+            _ => None,
         };
-        Ok(Some(1.0 - distance))
-    };
-    (0..rows).map(&mut row).collect()
+        values.push(value);
+    }
+    Ok(values.into())
+}
+
+fn between(metric: Metric, x: &Vector, y: &Vector) -> f32 {
+    if metric == Metric::L2Distance {
+        return match (x, y) {
+            (Vector::F16(x), Vector::F16(y)) => l2(x.iter().map(|x| x.to_f32()), y.iter().map(|y| y.to_f32())),
+            (Vector::F16(x), Vector::F32(y)) => l2(x.iter().map(|x| x.to_f32()), y.iter().copied()),
+            (Vector::F32(x), Vector::F16(y)) => l2(x.iter().copied(), y.iter().map(|y| y.to_f32())),
+            (Vector::F32(x), Vector::F32(y)) => l2(x.iter().copied(), y.iter().copied()),
+        };
+    }
+    metric.of(match (x, y) {
+        (Vector::F16(x), Vector::F16(y)) => products(x, y),
+        (Vector::F16(x), Vector::F32(y)) => products(x, y),
+        (Vector::F32(x), Vector::F16(y)) => products(x, y),
+        (Vector::F32(x), Vector::F32(y)) => products(x, y),
+    })
+}
+
+/// Not from products: near vectors would lose their difference to rounding.
+fn l2(x: impl Iterator<Item = f32>, y: impl Iterator<Item = f32>) -> f32 {
+    x.zip(y).map(|(x, y)| (x - y) * (x - y)).sum::<f32>().sqrt()
 }
 
 #[cfg(test)]
@@ -114,19 +159,26 @@ mod tests {
         let a = halves(&[Some([9.0, 9.0, 9.0]), Some([1.0, 0.0, 0.0]), None, Some([1.0, 1.0, 0.0])]);
         let a = a.slice(1, 3);
         let b = ListArray::from_iter_primitive::<Float64Type, _, _>([Some([Some(2.0), Some(0.0), Some(0.0)])]);
-        let similarity = cosine_similarity(&a, &b, 3).unwrap();
+        let similarity = measure(Metric::CosineSimilarity, &a, &b, 3).expect("vectors");
         assert!((similarity.value(0) - 1.0).abs() < 1e-6);
         assert!(similarity.is_null(1));
-        assert!((similarity.value(2) - 0.5f32.sqrt()).abs() < 1e-3);
-        let itself = cosine_similarity(&a, &a, 3).unwrap();
-        assert!((itself.value(2) - 1.0).abs() < 1e-3 && itself.is_null(1));
+        assert!((similarity.value(2) - 0.5f32.sqrt()).abs() < 1e-6);
+        let distance = measure(Metric::L2Distance, &a, &b, 3).expect("vectors");
+        assert_eq!((distance.value(0), distance.value(2)), (1.0, 2f32.sqrt()));
+        let product = measure(Metric::InnerProduct, &b, &a, 3).expect("vectors");
+        assert_eq!((product.value(0), product.is_null(1)), (2.0, true));
+        let itself = measure(Metric::CosineDistance, &a, &a, 3).expect("vectors");
+        assert!(itself.value(2).abs() < 1e-6 && itself.is_null(1));
     }
 
     #[test]
     fn refuses_other_dimensions_and_types() {
         let a = halves(&[Some([1.0, 0.0, 0.0])]);
         let b = ListArray::from_iter_primitive::<Float64Type, _, _>([Some([Some(2.0), Some(0.0)])]);
-        assert_eq!(cosine_similarity(&a, &b, 1).unwrap_err().to_string(), "vectors of different dimensions: 3 and 2");
-        assert!(cosine_similarity(&a, &Float64Array::from(vec![1.0]), 1).is_err());
+        let refused = |b: &dyn Array| measure(Metric::InnerProduct, &a, b, 1).expect_err("refused").to_string();
+        assert_eq!(refused(&b), "vectors of different dimensions: 3 and 2");
+        assert!(refused(&Float64Array::from(vec![1.0])).starts_with("not a vector: Float64"));
+        let holes = ListArray::from_iter_primitive::<Float64Type, _, _>([Some([Some(2.0), None, Some(1.0)])]);
+        assert_eq!(refused(&holes), "a vector has a NULL inside");
     }
 }

@@ -39,6 +39,10 @@ pub(crate) enum Command {
     Compact(Compact),
     /// Remove old versions that no tag names
     Clean(Clean),
+    /// Named vector sets: centroids, targets
+    Vectors(Vectors),
+    /// The optional files (language model, WordNet, ...): where they are, what is missing
+    Resources(Resources),
 }
 
 #[derive(Debug, Args)]
@@ -69,12 +73,55 @@ pub(crate) struct Ingest {
     /// Memory to hold at most, roughly
     #[arg(long, default_value = "2GB", value_parser = parse_bytes)]
     pub memory: u64,
+    /// The folder of optional files, for computed columns that need them (see: tarn resources)
+    #[arg(long, value_name = "DIR")]
+    pub resources: Option<PathBuf>,
     /// Rows a fragment
     #[arg(long, hide = true)]
     pub fragment_rows: Option<usize>,
     /// Bytes of shards a commit
     #[arg(long, hide = true, value_parser = parse_bytes)]
     pub group_bytes: Option<u64>,
+}
+
+/// How queries are run.
+#[derive(Debug, Args)]
+pub(crate) struct Queries {
+    /// Memory that queries hold at most, roughly; beyond it they spill to the temporary folder
+    #[arg(long, default_value = "4GB", value_parser = parse_bytes)]
+    pub memory: u64,
+    /// The folder of optional files (see: tarn resources)
+    #[arg(long, value_name = "DIR")]
+    pub resources: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Resources {
+    /// The folder to look in, instead of TARN_RESOURCES and the user's data folder
+    #[arg(long, value_name = "DIR")]
+    pub resources: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Vectors {
+    pub pool: String,
+    #[command(subcommand)]
+    pub command: VectorsCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VectorsCommand {
+    /// Add a set from a .npy of shape [n, dim]
+    Add {
+        name: String,
+        /// float16, float32 or float64
+        #[arg(value_name = "FILE.npy")]
+        file: PathBuf,
+    },
+    /// List the sets
+    List,
+    /// Remove a set
+    Drop { name: String },
 }
 
 #[derive(Debug, Args)]
@@ -101,6 +148,8 @@ pub(crate) struct Export {
     /// The pool as it was: a tag, a version, or a receipt
     #[arg(long, value_name = "TAG|VERSION")]
     pub at: Option<String>,
+    #[command(flatten)]
+    pub queries: Queries,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -143,6 +192,8 @@ pub(crate) struct Tag {
 #[derive(Debug, Args)]
 pub(crate) struct Compact {
     pub pool: String,
+    #[command(flatten)]
+    pub queries: Queries,
 }
 
 #[derive(Debug, Args)]
@@ -173,6 +224,8 @@ pub(crate) struct Sql {
     /// The pool as it was: a tag, a version, or a receipt
     #[arg(long, value_name = "TAG|VERSION")]
     pub at: Option<String>,
+    #[command(flatten)]
+    pub queries: Queries,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -193,23 +246,34 @@ pub(crate) enum Format {
 pub(crate) struct Filter {
     #[arg(required_unless_present_any = ["list", "show"])]
     pub pool: Option<String>,
-    /// A shipped filter's name, a file that ends in .sql, or SQL
+    /// A shipped filter's name, a file that ends in .sql, or SQL; with --diff also a subset.npy
     #[arg(required_unless_present_any = ["list", "show"])]
     pub filter: Option<String>,
     #[arg(long = "param", value_name = "NAME=VALUE", value_parser = parse_param)]
     pub params: Vec<(String, String)>,
     /// The subset to write; NAME.receipt.json is written beside it
-    #[arg(short, long, value_name = "NAME.npy", required_unless_present_any = ["list", "show"])]
+    #[arg(short, long, value_name = "NAME.npy", required_unless_present_any = ["list", "show", "explain", "explain_drop", "diff"])]
     pub output: Option<PathBuf>,
     /// List the shipped filters and their parameters
     #[arg(long)]
     pub list: bool,
     /// Print a filter's text
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME|FILE.sql")]
     pub show: Option<String>,
+    /// Show the plan instead of running it
+    #[arg(long)]
+    pub explain: bool,
+    /// Show what each condition of the WHERE removes, and what survives
+    #[arg(long)]
+    pub explain_drop: bool,
+    /// Compare with another filter, or a subset.npy: sizes, overlap, examples of each side
+    #[arg(long, value_name = "NAME|FILE")]
+    pub diff: Option<String>,
     /// The pool as it was: a tag, a version, or a receipt
     #[arg(long, value_name = "TAG|VERSION")]
     pub at: Option<String>,
+    #[command(flatten)]
+    pub queries: Queries,
 }
 
 #[derive(Debug, Args)]
@@ -246,6 +310,8 @@ pub(crate) struct Train {
     /// The pool as it was: a tag, a version, or a receipt
     #[arg(long, value_name = "TAG|VERSION")]
     pub at: Option<String>,
+    #[command(flatten)]
+    pub queries: Queries,
 }
 
 #[derive(Debug, Args)]

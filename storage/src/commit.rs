@@ -61,7 +61,7 @@ pub(crate) async fn write_fragments(
 pub(crate) struct Change {
     pub fragments: Vec<Fragment>,
     pub dead: HashMap<u32, Vec<u32>>,
-    pub columns: Option<DataReplacementGroup>,
+    pub columns: Vec<DataReplacementGroup>,
 }
 
 /// The field id that marks a column of a data file as no longer read there.
@@ -85,7 +85,7 @@ pub(crate) async fn commit(dataset: &Arc<Dataset>, change: Change, properties: H
     let wrap = || Error::lance(dataset.uri());
     let operation = if change.dead.is_empty() {
         let mut fragments = dataset.manifest().fragments.as_ref().clone();
-        if let Some(DataReplacementGroup(id, file)) = change.columns {
+        for DataReplacementGroup(id, file) in change.columns {
             let fragment = fragments.iter_mut().find(|fragment| fragment.id == id);
             replace_columns(fragment.ok_or_else(|| Error::Changed { path: dataset.uri().to_string() })?, file);
         }

@@ -64,6 +64,20 @@ pub enum Error {
     SubsetEmpty,
     #[error("column '{column}' is already in the pool")]
     ColumnExists { column: String },
+    #[error("column '{column}' cannot be dropped: every sample is known by it")]
+    ColumnNeeded { column: String },
+    #[error("column '{column}' was computed with other versions of the optional files that its expression needs")]
+    OtherResources { column: String },
+    #[error("computed column '{column}' lacks {rows} rows that came after it")]
+    ColumnLags { column: String, expression: String, rows: u64 },
+    #[error("{}: column '{column}' is computed in this pool, and cannot be brought along", path.display())]
+    ColumnComputed { path: PathBuf, column: String },
+    #[error("'{name}' cannot be a vector set, expected letters, digits, '.', '-' and '_'")]
+    VectorsName { name: String },
+    #[error("vector set '{name}' exists")]
+    VectorsExist { name: String },
+    #[error("{pool} has no vector set '{name}'{}", if known.is_empty() { String::new() } else { format!(", it has {known}") })]
+    VectorsMissing { name: String, pool: String, known: String },
     #[error("{path} has no table '{table}' yet")]
     TableMissing { path: String, table: &'static str },
     #[error("{}: {source}", path.display())]
@@ -103,6 +117,16 @@ impl Error {
             Error::SubsetFormat { .. } => "make one with: tarn filter POOL NAME -o subset.npy".into(),
             Error::NothingToDraw { .. } => "ingest the shards that hold these samples: tarn ingest POOL shards/".into(),
             Error::SubsetEmpty => "loosen the filter, and look at it first: tarn sql POOL -c \"SELECT count(*) FROM (...)\"".into(),
+            Error::OtherResources { column } => format!("compute it again: ALTER TABLE pool DROP COLUMN {column}, then add it"),
+            Error::ColumnLags { column, expression, .. } => {
+                format!("extend it: ALTER TABLE pool ADD COLUMN {column} AS ({expression})")
+            }
+            Error::ColumnComputed { column, .. } => format!("rename it, or drop the computed one: ALTER TABLE pool DROP COLUMN {column}"),
+            Error::VectorsExist { name } => format!("choose another name, or drop it: tarn vectors POOL drop {name}"),
+            Error::VectorsMissing { name, known, pool } => match closest(name, known.split(", ")) {
+                Some(near) => format!("did you mean '{near}'?"),
+                None => format!("add it: tarn vectors {pool} add {name} FILE.npy"),
+            },
             Error::ColumnExists { .. } => "choose another name with --column, or add --replace".into(),
             Error::TableMissing { table: "images", .. } => "ingest the shards: tarn ingest POOL shards/".into(),
             _ => return None,

@@ -6,6 +6,7 @@
 
 mod blur;
 mod commit;
+mod computed;
 mod error;
 pub mod export;
 pub mod images;
@@ -20,15 +21,18 @@ mod samples;
 pub mod schema;
 mod subset;
 mod uid;
+pub mod vectors;
 pub mod verify;
 mod versions;
+mod zones;
 
+pub use computed::{Compute, Computed};
 pub use error::{Error, Result, closest};
 pub use pool::{Pool, Table};
 pub use receipt::Receipt;
 pub use rejects::Reject;
 pub use samples::{Missing, Sample, Samples};
-pub use subset::Subset;
+pub use subset::{Subset, SubsetWriter, Written};
 pub use uid::Uid;
 pub use versions::Versions;
 

@@ -32,10 +32,12 @@ pub enum Table {
     Rejects,
     Runs,
     Evals,
+    Vectors,
 }
 
 impl Table {
-    pub const ALL: [Table; 6] = [Table::Pool, Table::Images, Table::Ledger, Table::Rejects, Table::Runs, Table::Evals];
+    pub const ALL: [Table; 7] =
+        [Table::Pool, Table::Images, Table::Ledger, Table::Rejects, Table::Runs, Table::Evals, Table::Vectors];
 
     /// Its name in SQL; the dataset is `NAME.lance`.
     pub fn name(self) -> &'static str {
@@ -46,6 +48,7 @@ impl Table {
             Table::Rejects => "rejects",
             Table::Runs => "runs",
             Table::Evals => "evals",
+            Table::Vectors => "vectors",
         }
     }
 }
@@ -76,6 +79,11 @@ impl Pool {
     /// The same pool, read at these versions.
     pub(crate) fn with_versions(self, versions: HashMap<Table, u64>) -> Pool {
         Pool { versions: Some(Arc::new(versions)), ..self }
+    }
+
+    /// Whether it is read at fixed versions, which do not change.
+    pub fn is_at_version(&self) -> bool {
+        self.versions.is_some()
     }
 
     pub(crate) fn session(&self) -> Arc<Session> {

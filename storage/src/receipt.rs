@@ -1,12 +1,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 
-use crate::{Error, Pool, Result, Subset};
+use crate::{Error, Pool, Result, Written};
 
 /// Where a subset came from: enough to make it again, and to get from any result back to the query.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,7 +33,7 @@ pub struct Receipt {
 
 impl Receipt {
     /// What can be told of a subset without the query that made it.
-    pub fn of<'a>(filter: &'a str, pool: &'a Pool, subset: &'a Subset) -> BoxFuture<'a, Result<Receipt>> {
+    pub fn of<'a>(filter: &'a str, pool: &'a Pool, subset: Written) -> BoxFuture<'a, Result<Receipt>> {
         async move {
             let (pool_version, pool_rows) = pool.version().await?;
             let versions = pool.table_versions().await?.into_iter().map(|(table, version)| (table.name().to_string(), version));
@@ -46,8 +45,8 @@ impl Receipt {
                 pool_version,
                 versions: versions.collect(),
                 pool_rows,
-                subset_size: subset.len() as u64,
-                subset_sha256: subset.digest(),
+                subset_size: subset.len,
+                subset_sha256: subset.sha256,
                 resources: BTreeMap::new(),
                 tarn_version: env!("CARGO_PKG_VERSION").to_string(),
                 wall_seconds: 0.0,

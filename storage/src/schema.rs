@@ -87,6 +87,16 @@ pub fn images() -> SchemaRef {
     ]))
 }
 
+/// `vectors`: one row per vector of a named set; those of a set have the same length.
+pub fn vectors() -> SchemaRef {
+    let vector = DataType::List(Arc::new(Field::new("item", DataType::Float32, true)));
+    Arc::new(Schema::new(vec![
+        Field::new("name", DataType::Utf8, false),
+        Field::new("id", DataType::Int32, false),
+        Field::new("vector", vector, false),
+    ]))
+}
+
 /// `ledger`: one row per ingested file; `version` is that of the table it was written to.
 pub fn ledger() -> SchemaRef {
     Arc::new(Schema::new(vec![

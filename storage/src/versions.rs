@@ -12,7 +12,7 @@ use lance::dataset::optimize::{CompactionOptions, compact_files};
 
 use crate::ledger::{Ledger, Tables};
 use crate::lock::Lock;
-use crate::{Error, Pool, Receipt, Result, Table};
+use crate::{Computed, Error, Pool, Receipt, Result, Table};
 
 /// The versions of `pool` that can be read, and its tags.
 #[derive(Debug, Clone, PartialEq)]
@@ -181,6 +181,11 @@ impl Pool {
             let lock = Lock::take(self)?;
             // What a stopped ingest has committed is in the versions' transactions until then.
             Ledger::open(self, &Tables::open(self).await?).await?;
+            // Joined with others, a fragment without a computed column could not be told from one that has it.
+            if let Some(lagging) = self.computed().await?.into_iter().find(|column| column.lagging > 0) {
+                let Computed { column, expression, lagging: rows, .. } = lagging;
+                return Err(Error::ColumnLags { column, expression, rows });
+            }
             let mut all = Vec::new();
             for table in Table::ALL {
                 let Some(dataset) = self.dataset(table).await? else { continue };

@@ -1,66 +1,93 @@
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
+use arrow::array::ArrayRef;
 use arrow::datatypes::DataType;
-use datafusion::common::Result;
-use datafusion::common::utils::take_function_args;
-use datafusion::logical_expr::{ColumnarValue, Documentation, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility};
-use datafusion::scalar::ScalarValue;
+use datafusion::logical_expr::{ScalarUDF, Signature, Volatility};
+use index::Metric;
 
-use super::{SECTION, external};
+use super::function::{About, Function};
+use super::synset::constant;
+use super::{Sets, external};
 
-/// `cosine_similarity(a, b)`.
-#[derive(Debug, PartialEq, Eq, Hash)]
-pub(super) struct CosineSimilarity {
-    signature: Signature,
-}
+const A: (&str, &str) = ("a", "A vector: an embedding column, read in place where it is of float16 or float32, or a list of numbers.");
+const B: (&str, &str) = ("b", "A vector of the same length.");
 
-impl Default for CosineSimilarity {
-    fn default() -> Self {
-        CosineSimilarity { signature: Signature::any(2, Volatility::Immutable) }
-    }
-}
-
-static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
-    Documentation::builder(
-        SECTION,
-        "The cosine of the angle between two vectors, as a REAL. Vectors are embedding columns or lists of numbers of the same length. NULL where either is NULL, NaN where either is all zeros.",
-        "cosine_similarity(a, b)",
-    )
-    .with_argument("a", "A vector: float16 or float32 columns are read in place.")
-    .with_argument("b", "A vector of the same length.")
-    .with_sql_example("SELECT uid, cosine_similarity(l14_img, l14_txt) AS score FROM pool ORDER BY score DESC LIMIT 10")
-    .build()
-});
-
-impl ScalarUDFImpl for CosineSimilarity {
-    fn name(&self) -> &str {
-        "cosine_similarity"
-    }
-
-    fn signature(&self) -> &Signature {
-        &self.signature
-    }
-
-    fn return_type(&self, _arg_types: &[DataType]) -> Result<DataType> {
-        Ok(DataType::Float32)
-    }
-
-    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let [a, b] = take_function_args(self.name(), &args.args)?;
-        let array = |value: &ColumnarValue| match value {
-            ColumnarValue::Array(array) => Ok(array.clone()),
-            ColumnarValue::Scalar(scalar) => scalar.to_array_of_size(1),
-        };
-        let constant = matches!((a, b), (ColumnarValue::Scalar(_), ColumnarValue::Scalar(_)));
-        let rows = if constant { 1 } else { args.number_rows };
-        let result = index::cosine_similarity(&array(a)?, &array(b)?, rows).map_err(external)?;
-        Ok(match constant {
-            true => ColumnarValue::Scalar(ScalarValue::try_from_array(&result, 0)?),
-            false => ColumnarValue::Array(Arc::new(result)),
+/// Distances between vectors, and to the vectors of named sets.
+pub(super) fn functions(sets: &Arc<Sets>) -> Vec<ScalarUDF> {
+    let metrics = [
+        (
+            "cosine_similarity",
+            Metric::CosineSimilarity,
+            About {
+                syntax: "cosine_similarity(a, b)",
+                description: "The cosine of the angle between two vectors, as a REAL. NaN where either is all zeros.",
+                arguments: &[A, B],
+                example: "SELECT uid, cosine_similarity(l14_img, l14_txt) AS score FROM pool ORDER BY score DESC LIMIT 10",
+            },
+        ),
+        (
+            "cosine_distance",
+            Metric::CosineDistance,
+            About {
+                syntax: "cosine_distance(a, b)",
+                description: "1 less the cosine of the angle between two vectors, as a REAL. NaN where either is all zeros.",
+                arguments: &[A, B],
+                example: "SELECT uid FROM pool ORDER BY cosine_distance(l14_img, embedding('51f492b1c9a539c791dc0ea14b054b69', 'l14_img')) LIMIT 10",
+            },
+        ),
+        (
+            "inner_product",
+            Metric::InnerProduct,
+            About {
+                syntax: "inner_product(a, b)",
+                description: "The sum of the products of two vectors' numbers, as a REAL.",
+                arguments: &[A, B],
+                example: "SELECT avg(inner_product(b32_img, b32_txt)) FROM pool",
+            },
+        ),
+        (
+            "l2_distance",
+            Metric::L2Distance,
+            About {
+                syntax: "l2_distance(a, b)",
+                description: "The Euclidean distance between two vectors, as a REAL (not squared).",
+                arguments: &[A, B],
+                example: "SELECT l2_distance([0.0, 0.0], [3.0, 4.0])",
+            },
+        ),
+    ];
+    let metrics = metrics.into_iter().map(|(name, metric, about)| {
+        Function::new(name, about, Signature::any(2, Volatility::Immutable), DataType::Float32, move |args| {
+            let values = index::measure(metric, &args.arrays[0], &args.arrays[1], args.rows).map_err(external)?;
+            Ok(Arc::new(values) as ArrayRef)
         })
-    }
+    });
+    metrics.chain(of_sets(sets)).collect()
+}
 
-    fn documentation(&self) -> Option<&Documentation> {
-        Some(&DOCUMENTATION)
-    }
+fn of_sets(sets: &Arc<Sets>) -> [ScalarUDF; 2] {
+    let nearest_centroid = About {
+        syntax: "nearest_centroid(vector, set)",
+        description: "The id of the vector of a named set with the largest inner product, exact in float32; of equals the first.",
+        arguments: &[("vector", "A vector as long as those of the set."), ("set", "The name of a vector set of the pool (`tarn vectors POOL list`), a constant.")],
+        example: "SELECT nearest_centroid(l14_img, 'centroids') AS cluster, count(*) FROM pool GROUP BY cluster",
+    };
+    let max_similarity = About {
+        syntax: "max_similarity(vector, set)",
+        description: "The largest inner product with a vector of a named set, as a REAL: NormSim where the set holds the targets' embeddings.",
+        arguments: &[("vector", "A vector as long as those of the set."), ("set", "The name of a vector set of the pool (`tarn vectors POOL list`), a constant.")],
+        example: "SELECT uid FROM pool ORDER BY max_similarity(l14_img, 'targets') DESC LIMIT 1000",
+    };
+    let (for_nearest, for_most) = (sets.clone(), sets.clone());
+    let any = || Signature::any(2, Volatility::Immutable);
+    [
+        Function::new("nearest_centroid", nearest_centroid, any(), DataType::Int32, move |args| {
+            let Some(name) = constant(&args.arrays[1])? else { return Ok(arrow::array::new_null_array(&DataType::Int32, args.rows)) };
+            Ok(Arc::new(for_nearest.get(&name)?.nearest(&args.arrays[0]).map_err(external)?) as ArrayRef)
+        }),
+        Function::new("max_similarity", max_similarity, any(), DataType::Float32, move |args| {
+            let Some(name) = constant(&args.arrays[1])? else { return Ok(arrow::array::new_null_array(&DataType::Float32, args.rows)) };
+            Ok(Arc::new(for_most.get(&name)?.max_similarity(&args.arrays[0]).map_err(external)?) as ArrayRef)
+        }),
+    ]
 }

@@ -1,10 +1,12 @@
 use std::path::Path;
+use std::sync::Arc;
 
-use engine::{Filter, Session};
+use engine::Filter;
 use storage::export::{self, DOWNLOADER_COLUMNS, Summary};
 use storage::{Error as StorageError, Pool, Subset, Table};
 use tokio::runtime::Runtime;
 
+use super::session::session;
 use super::{block_on, open};
 use crate::cli::{self, ExportFormat};
 use crate::progress::Meter;
@@ -43,7 +45,8 @@ async fn select(args: &cli::Export, pool: &Pool) -> Result<Subset> {
         return Ok(Subset::read(path)?);
     }
     let filter = Filter::resolve(&args.subset)?.bind(&args.params)?;
-    Ok(Session::over(pool.clone()).await?.subset(&filter).await?.0)
+    let session = session(pool.clone(), &args.queries, Arc::new(Meter::new("select"))).await?;
+    Ok(session.subset(&filter).await?.0)
 }
 
 async fn columns(args: &cli::Export, pool: &Pool) -> Result<Vec<String>> {

@@ -29,6 +29,14 @@ pub(crate) fn run(args: cli::Ingest, runtime: &Runtime) -> Result<()> {
     meter.finish();
     let summary = summary?;
     print(&args.pool, &summary);
+    let queries = cli::Queries { memory: args.memory, resources: args.resources };
+    if let Err(e) = super::versions::extend_columns(&pool, &queries, runtime) {
+        if e.is_interrupt() {
+            return Err(e);
+        }
+        crate::note!("warning: a computed column lags behind the new samples: {e}");
+        e.hint().iter().for_each(|hint| crate::note!("hint: {hint}"));
+    }
     if summary.refused_files > 0 && summary.refused_files == summary.files {
         return Err(Error::NothingIngested { pool: args.pool });
     }

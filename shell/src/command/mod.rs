@@ -6,8 +6,11 @@ mod export;
 mod filter;
 mod ingest;
 mod report;
+mod resources;
+pub(crate) mod session;
 pub(crate) mod sql;
 mod train;
+mod vectors;
 mod verify;
 mod versions;
 
@@ -34,8 +37,10 @@ pub(crate) fn run(command: Command, runtime: &Runtime) -> Result<()> {
         Command::Export(args) => export::run(args, runtime),
         Command::Verify(args) => verify::run(args, runtime),
         Command::Tag(args) => versions::tag(args, runtime),
-        Command::Compact(args) => versions::compact(&args.pool, runtime),
+        Command::Compact(args) => versions::compact(args, runtime),
         Command::Clean(args) => versions::clean(args, runtime),
+        Command::Vectors(args) => vectors::run(args, runtime),
+        Command::Resources(args) => resources::run(args),
     }
 }
 

@@ -1,16 +1,23 @@
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use engine::Session;
 use futures::TryStreamExt;
 use tokio::runtime::Runtime;
 
+use super::session::session;
 use super::{block_on, open};
 use crate::cli::{self, Format};
 use crate::format::Sink;
+use crate::progress::Meter;
 use crate::{Error, Result, repl};
 
+const BETWEEN_REPORTS: Duration = Duration::from_millis(300);
+
 pub(crate) fn run(args: cli::Sql, runtime: &Runtime) -> Result<()> {
-    let session = block_on(runtime, async { Ok::<_, Error>(Session::over(open(&args.pool, args.at.as_deref()).await?).await?) })?;
+    let meter = Arc::new(Meter::new("query"));
+    let session = block_on(runtime, async { session(open(&args.pool, args.at.as_deref()).await?, &args.queries, meter).await })?;
     let text = match (&args.text, &args.file) {
         (Some(text), _) => text.clone(),
         (None, Some(path)) => std::fs::read_to_string(path).map_err(Error::io(path))?,
@@ -38,9 +45,18 @@ pub(crate) async fn print(
 ) -> Result<()> {
     let mut batches = session.sql(statement, params).await?;
     let mut sink = Sink::new(format, output, batches.schema())?;
-    while let Some(batch) = batches.try_next().await.map_err(|e| session.error(e))? {
-        sink.write(&batch)?;
+    let (meter, scans, mut tick) = (Meter::new("scan"), batches.scans(), tokio::time::interval(BETWEEN_REPORTS));
+    tick.tick().await;
+    loop {
+        tokio::select! {
+            batch = batches.try_next() => match batch.map_err(|e| session.error(e)).inspect_err(|_| meter.finish())? {
+                Some(batch) => sink.write(&batch)?,
+                None => break,
+            },
+            _ = tick.tick() => meter.show(scans.progress()),
+        }
     }
+    meter.finish();
     sink.finish()
 }
 

@@ -1,13 +1,16 @@
 use std::path::Path;
+use std::sync::Arc;
 
-use engine::{Filter, Session};
+use engine::Filter;
 use storage::records::{self, Run as RunRecord};
 use storage::{Pool, Receipt, Samples, Subset};
 use tokio::runtime::Runtime;
 use train::{ModelConfig, Plan, Recipe, Run};
 
+use super::session::session;
 use super::{absolute, block_on, open};
 use crate::cli;
+use crate::progress::Meter;
 use crate::{Error, Result, STOP};
 
 pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
@@ -86,7 +89,8 @@ async fn select(args: &cli::Train, pool: &Pool) -> Result<(Subset, Receipt)> {
     let path = Path::new(&args.select);
     if path.extension().is_none_or(|extension| extension != "npy") {
         let filter = Filter::resolve(&args.select)?.bind(&args.params)?;
-        return Ok(Session::over(pool.clone()).await?.subset(&filter).await?);
+        let session = session(pool.clone(), &args.queries, Arc::new(Meter::new("select"))).await?;
+        return Ok(session.subset(&filter).await?);
     }
     let subset = Subset::read(path)?;
     let receipt_path = Receipt::path_beside(path);
@@ -98,7 +102,7 @@ async fn select(args: &cli::Train, pool: &Pool) -> Result<(Subset, Receipt)> {
         crate::note!("warning: {} is of another subset and is not used", receipt_path.display());
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let receipt = Receipt::of(&name, pool, &subset).await?;
+    let receipt = Receipt::of(&name, pool, subset.summary()).await?;
     Ok((subset, receipt))
 }
 

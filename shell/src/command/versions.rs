@@ -1,10 +1,14 @@
+use std::sync::Arc;
+
 use storage::Pool;
 use tokio::runtime::Runtime;
 
 use super::block_on;
-use crate::Result;
+use super::session::session;
 use crate::cli;
 use crate::format::print;
+use crate::progress::Meter;
+use crate::{Error, Result};
 
 pub(crate) fn tag(args: cli::Tag, runtime: &Runtime) -> Result<()> {
     let pool = block_on(runtime, Pool::open(&args.pool))?;
@@ -26,10 +30,25 @@ pub(crate) fn tag(args: cli::Tag, runtime: &Runtime) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn compact(pool: &str, runtime: &Runtime) -> Result<()> {
-    let pool = block_on(runtime, Pool::open(pool))?;
+pub(crate) fn compact(args: cli::Compact, runtime: &Runtime) -> Result<()> {
+    let pool = block_on(runtime, Pool::open(&args.pool))?;
+    extend_columns(&pool, &args.queries, runtime)?;
     for (table, before, after) in block_on(runtime, pool.compact())? {
         crate::note!("{}: {before} fragments, now {after}", table.name());
+    }
+    Ok(())
+}
+
+/// Extends computed columns to rows that came after them.
+pub(crate) fn extend_columns(pool: &Pool, queries: &cli::Queries, runtime: &Runtime) -> Result<()> {
+    if block_on(runtime, pool.computed())?.iter().all(|column| column.lagging == 0) {
+        return Ok(());
+    }
+    let meter = Arc::new(Meter::new("compute"));
+    let extended = block_on(runtime, async { Ok::<_, Error>(session(pool.clone(), queries, meter.clone()).await?.extend_columns().await?) });
+    meter.finish();
+    for (column, rows) in extended? {
+        crate::note!("computed {column} for {rows} new samples");
     }
     Ok(())
 }

@@ -507,7 +507,7 @@ async fn commit_group(
     run.count(&values.iter().map(|(reject, _)| reject.clone()).collect::<Vec<_>>())?;
     run.check_newest(dataset).await?;
     rejects::append(run.pool, &values).await?;
-    let change = Change { columns: Some(group), ..Change::default() };
+    let change = Change { columns: vec![group], ..Change::default() };
     let dataset = commit::commit(dataset, change, run.ledger.properties(&entries)).await?;
     entries.iter_mut().for_each(|entry| entry.version = dataset.version().version);
     run.ledger.append(run.pool, entries).await?;

@@ -20,6 +20,7 @@ use super::census::{Place, Uids};
 use super::sources::{Kind, Source};
 use super::{Run, convert, entry, table};
 use crate::commit::{self, Change};
+use crate::computed::is_computed;
 use crate::ledger::{Entry, FileDigest, digest_file};
 use crate::rejects::Reject;
 use crate::{Error, Result, Table, Uid, schema};
@@ -55,7 +56,9 @@ pub(super) async fn ingest(run: &mut Run<'_>) -> Result<()> {
         }
         None => commit::create(run.pool, Table::Pool, Arc::new(new_schema.clone())).await?,
     };
-    let new_schema = Arc::new(new_schema);
+    // Computed columns are left to their expression: without a file of theirs a fragment is known to lack them.
+    let stored = new_schema.fields().iter().filter(|field| !is_computed(field)).cloned().collect::<Vec<_>>();
+    let new_schema = Arc::new(Schema::new(stored));
     let groups = groups(&files, run.options.fragment_rows as u64);
 
     let mut flying: VecDeque<Flying> = VecDeque::new();
@@ -117,7 +120,7 @@ async fn plan(run: &mut Run<'_>, sources: Vec<Source>) -> Result<(Vec<File>, Sch
             Err(e) => {
                 let reason = match e {
                     Error::ColumnMissing { .. } => "no uid, and no url and text to make one of",
-                    Error::ColumnName { .. } => "a column has a name that a pool cannot have",
+                    Error::ColumnName { .. } | Error::ColumnComputed { .. } => "a column has a name that a pool cannot have",
                     Error::ColumnType { .. } => "a column has another type than the pool's",
                     _ => "not readable",
                 };
@@ -135,6 +138,9 @@ fn add_fields(fields: &mut Vec<Field>, source: &Source, file: &SchemaRef) -> Res
     for field in file.fields() {
         if !schema::can_be_column(field.name()) {
             return Err(Error::ColumnName { path: source.path.clone(), column: field.name().clone() });
+        }
+        if fields.iter().any(|f| f.name() == field.name() && is_computed(f)) {
+            return Err(Error::ColumnComputed { path: source.path.clone(), column: field.name().clone() });
         }
         let as_stored = schema::pool_field(field.name()).unwrap_or_else(|| schema::extra_field(field));
         let stored = fields.iter().find(|f| f.name() == field.name()).unwrap_or(&as_stored);

@@ -20,6 +20,7 @@ use super::shard::{self, Info, Sample};
 use super::sources::{Kind, Source};
 use super::{Run, entry};
 use crate::commit::{self, Change};
+use crate::computed::stored_schema;
 use crate::ledger::{Entry, FileDigest, added_properties};
 use crate::rejects::Reject;
 use crate::uid::hex_decode;
@@ -209,7 +210,7 @@ struct Written {
 }
 
 async fn write(images: Arc<Dataset>, pool: Arc<Dataset>, group: Arc<Group>, done: Arc<AtomicU64>) -> Result<Written> {
-    let pool_schema: SchemaRef = Arc::new(Schema::from(pool.schema()));
+    let pool_schema = stored_schema(&pool);
     let new_samples: Vec<&(Uid, Info)> = group.shards.iter().flat_map(|shard| &shard.new_samples).collect();
     let mut written = Written { images: vec![], samples: vec![] };
     if !new_samples.is_empty() {

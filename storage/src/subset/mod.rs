@@ -1,13 +1,20 @@
+mod sort;
+mod writer;
+
 use std::fs::File;
-use std::io::{BufWriter, Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
+
+pub use writer::{SubsetWriter, Written};
 
 use crate::uid::hex_encode;
 use crate::{Error, Result, Uid};
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
+/// The high and the low half of a uid.
+const DTYPE: &str = "[('f0', '<u8'), ('f1', '<u8')]";
 const EXPECTED: &str = "a .npy array of dtype [('f0', '<u8'), ('f1', '<u8')]";
 
 /// A list of uids, sorted, duplicates allowed: what a filter selects and a run trains on.
@@ -49,6 +56,11 @@ impl Subset {
         self.weights.as_deref()
     }
 
+    /// Its size and digest, as for a receipt.
+    pub fn summary(&self) -> Written {
+        Written { len: self.len() as u64, sha256: self.digest() }
+    }
+
     /// SHA-256 over the uids' bytes in order, as hexadecimal digits.
     pub fn digest(&self) -> String {
         let mut digest = Sha256::new();
@@ -60,22 +72,10 @@ impl Subset {
 
     /// Writes `path` byte for byte as `numpy.save` does, and `NAME.weights.npy` beside it where there are weights.
     pub fn write(&self, path: &Path) -> Result<()> {
-        // Weights of an earlier subset must not be taken for this one's, even if this stops half-way.
-        let weights_path = weights_path(path);
-        match std::fs::remove_file(&weights_path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(weights_path)(e)),
-            _ => {}
-        }
-        let halves = self.uids.iter().flat_map(|uid| {
-            let (high, low) = uid.halves();
-            [high, low]
-        });
-        let record = "[('f0', '<u8'), ('f1', '<u8')]";
-        write_npy(path, record, self.uids.len(), halves.map(u64::to_le_bytes))?;
-        match &self.weights {
-            Some(weights) => write_npy(&weights_path, "'<f4'", weights.len(), weights.iter().map(|w| w.to_le_bytes())),
-            None => Ok(()),
-        }
+        let mut writer = SubsetWriter::new(path, self.weights.is_some(), usize::MAX);
+        let bytes: Vec<u8> = self.uids.iter().flat_map(|uid| uid.0).collect();
+        writer.push(&bytes, self.weights.as_deref().unwrap_or(&[]))?;
+        writer.finish().map(drop)
     }
 
     /// Reads a `.npy` subset, or DataComp's memory-mapped raw form (the same records without a header),
@@ -87,7 +87,7 @@ impl Subset {
         let uids: Vec<Uid> = if bytes.starts_with(MAGIC) {
             let npy = npyz::NpyFile::new(&bytes[..]).map_err(|e| wrong(e.to_string()))?;
             let dtype = npy.dtype().descr();
-            if dtype != "[('f0', '<u8'), ('f1', '<u8')]" && dtype != "[('f0', '<u8'), ('f1', '<u8'), ]" {
+            if dtype != DTYPE && dtype != "[('f0', '<u8'), ('f1', '<u8'), ]" {
                 return Err(wrong(format!("dtype {dtype}")));
             }
             let records = npy.into_vec::<Record>().map_err(|e| wrong(e.to_string()))?;
@@ -131,27 +131,75 @@ fn weights_path(path: &Path) -> PathBuf {
     path.with_extension("weights.npy")
 }
 
-/// A one-dimensional array of `len` items, as `numpy.save` writes it: version 1.0, the header padded with
-/// spaces so that the data starts at a multiple of 64.
-fn write_npy<const N: usize>(path: &Path, descr: &str, len: usize, items: impl Iterator<Item = [u8; N]>) -> Result<()> {
-    let mut header = format!("{{'descr': {descr}, 'fortran_order': False, 'shape': ({len},), }}");
+/// The header of a one-dimensional array, as `numpy.save` writes it: version 1.0, padded with spaces so that the data
+/// starts at a multiple of 64.
+fn npy_header(descr: &str, len: u64) -> Vec<u8> {
+    let mut text = format!("{{'descr': {descr}, 'fortran_order': False, 'shape': ({len},), }}");
     // numpy leaves room for the length to grow to 21 digits in place.
-    header.push_str(&" ".repeat(21 - len.to_string().len()));
-    let unpadded = MAGIC.len() + 4 + header.len() + 1;
-    header.push_str(&" ".repeat(unpadded.next_multiple_of(64) - unpadded));
-    header.push('\n');
-    let write = || {
-        let mut out = BufWriter::new(File::create(path)?);
-        out.write_all(MAGIC)?;
-        out.write_all(&[1, 0])?;
-        out.write_all(&(header.len() as u16).to_le_bytes())?;
-        out.write_all(header.as_bytes())?;
-        for item in items {
-            out.write_all(&item)?;
-        }
-        out.flush()
-    };
-    write().map_err(Error::io(path))
+    text.push_str(&" ".repeat(21 - len.to_string().len()));
+    let unpadded = MAGIC.len() + 4 + text.len() + 1;
+    text.push_str(&" ".repeat(unpadded.next_multiple_of(64) - unpadded));
+    text.push('\n');
+    [&MAGIC[..], &[1, 0], &(text.len() as u16).to_le_bytes(), text.as_bytes()].concat()
+}
+
+/// An entry of a subset while it is sorted: a uid, or a uid and the bits of its weight. Weights are not negative, so
+/// that the order of their bits is theirs.
+trait Entry: Copy + Default + Send {
+    /// Bytes that tell entries apart.
+    const BYTES: u32;
+    fn of(uid: u128, weight: u32) -> Self;
+    fn uid(&self) -> u128;
+    fn weight(&self) -> u32;
+
+    /// The byte at this place of the uid, then of the weight, the highest first.
+    #[inline(always)]
+    fn byte(&self, depth: u32) -> u8 {
+        if depth < 16 { (self.uid() >> (120 - 8 * depth)) as u8 } else { (self.weight() >> (24 - 8 * (depth - 16))) as u8 }
+    }
+
+    #[inline(always)]
+    fn is_less(&self, other: &Self) -> bool {
+        self.uid() < other.uid() || (self.uid() == other.uid() && self.weight() < other.weight())
+    }
+}
+
+impl Entry for u128 {
+    const BYTES: u32 = 16;
+
+    #[inline(always)]
+    fn of(uid: u128, _: u32) -> u128 {
+        uid
+    }
+
+    #[inline(always)]
+    fn uid(&self) -> u128 {
+        *self
+    }
+
+    #[inline(always)]
+    fn weight(&self) -> u32 {
+        0
+    }
+}
+
+impl Entry for (u128, u32) {
+    const BYTES: u32 = 20;
+
+    #[inline(always)]
+    fn of(uid: u128, weight: u32) -> (u128, u32) {
+        (uid, weight)
+    }
+
+    #[inline(always)]
+    fn uid(&self) -> u128 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn weight(&self) -> u32 {
+        self.1
+    }
 }
 
 #[cfg(test)]
@@ -192,7 +240,7 @@ mod tests {
     fn refuses_other_arrays() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.npy");
-        write_npy(&path, "'<f4'", 1, [1f32.to_le_bytes()].into_iter()).unwrap();
+        std::fs::write(&path, [npy_header("'<f4'", 1), 1f32.to_le_bytes().to_vec()].concat()).unwrap();
         assert!(Subset::read(&path).unwrap_err().to_string().contains("dtype '<f4'"));
         std::fs::write(&path, b"hello").unwrap();
         assert!(Subset::read(&path).unwrap_err().to_string().contains("5 bytes without a numpy header"));

@@ -1,0 +1,37 @@
+use std::collections::HashMap;
+use std::sync::{Arc, RwLock};
+
+use datafusion::common::{DataFusionError, Result, exec_err};
+use index::VectorSet;
+use storage::Pool;
+
+/// The named vector sets of a pool, each read when a query first names it.
+pub(crate) struct Sets {
+    pool: Pool,
+    loaded: RwLock<HashMap<String, Arc<VectorSet>>>,
+}
+
+impl Sets {
+    pub fn of(pool: Pool) -> Sets {
+        Sets { pool, loaded: RwLock::default() }
+    }
+
+    /// Reads a set, so that `get` finds it.
+    pub async fn load(&self, name: &str) -> crate::Result<Arc<VectorSet>> {
+        if let Ok(set) = self.get(name) {
+            return Ok(set);
+        }
+        let (dim, values) = self.pool.read_vectors(name).await?;
+        let set = Arc::new(VectorSet::new(dim, values)?);
+        self.loaded.write().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(name.to_string(), set.clone());
+        Ok(set)
+    }
+
+    pub fn get(&self, name: &str) -> Result<Arc<VectorSet>, DataFusionError> {
+        let loaded = self.loaded.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match loaded.get(name) {
+            Some(set) => Ok(set.clone()),
+            None => exec_err!("the vector set '{name}' must be named by a constant"),
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Columns that are computed from others once, and kept: which fragments have them, and filling those that do not.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrow::array::{ArrayRef, RecordBatch};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, TryStreamExt};
+use lance::Dataset;
+use lance::table::format::Fragment;
+
+use crate::commit::{self, Change};
+use crate::lock::Lock;
+use crate::{Error, OnProgress, Pool, Progress, Result, Table};
+
+/// The field's metadata that hold the expression, and the digests of the optional files that it was computed with.
+const EXPRESSION: &str = "tarn.expression";
+const RESOURCES: &str = "tarn.resources";
+
+/// A computed column of `pool`, as it stands at the version read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Computed {
+    pub column: String,
+    pub expression: String,
+    /// Digests of optional files by name.
+    pub resources: BTreeMap<String, String>,
+    /// Rows that came after it was computed, or that a stopped computation has not reached.
+    pub lagging: u64,
+}
+
+/// What a column is computed with: a batch of its inputs in, as many values out.
+pub type Compute = Arc<dyn Fn(RecordBatch) -> Result<ArrayRef, Box<dyn std::error::Error + Send + Sync>> + Send + Sync>;
+
+/// A fragment's commit waits for others at most this long.
+const COMMIT_EVERY: Duration = Duration::from_secs(10);
+const BATCH_ROWS: usize = 8192;
+
+pub(crate) fn is_computed(field: &Field) -> bool {
+    field.metadata().contains_key(EXPRESSION)
+}
+
+/// A dataset's schema without computed columns: what an ingest writes.
+pub(crate) fn stored_schema(dataset: &Dataset) -> SchemaRef {
+    let schema = Schema::from(dataset.schema());
+    Arc::new(Schema::new(schema.fields().iter().filter(|field| !is_computed(field)).cloned().collect::<Vec<_>>()))
+}
+
+impl Computed {
+    /// What a field says of itself, without how far it lags.
+    pub fn of_field(field: &Field) -> Option<Computed> {
+        let expression = field.metadata().get(EXPRESSION)?.clone();
+        let resources = field.metadata().get(RESOURCES).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+        Some(Computed { column: field.name().clone(), expression, resources, lagging: 0 })
+    }
+
+    fn field(&self, data_type: DataType) -> Field {
+        let resources = serde_json::to_string(&self.resources).expect("texts are plain data");
+        let metadata = HashMap::from([(EXPRESSION.to_string(), self.expression.clone()), (RESOURCES.to_string(), resources)]);
+        Field::new(&self.column, data_type, true).with_metadata(metadata)
+    }
+}
+
+/// The fragments without a file for this column.
+fn without(dataset: &Dataset, column: &str) -> Vec<Fragment> {
+    let Some(field) = dataset.schema().field(column) else { return Vec::new() };
+    let mut ids = vec![field.id];
+    let mut children: Vec<_> = field.children.iter().collect();
+    while let Some(child) = children.pop() {
+        ids.push(child.id);
+        children.extend(&child.children);
+    }
+    let has = |fragment: &&Fragment| !fragment.files.iter().any(|file| file.fields.iter().any(|id| ids.contains(id)));
+    dataset.fragments().iter().filter(has).cloned().collect()
+}
+
+/// The computed columns of a dataset.
+pub(crate) fn of_dataset(dataset: &Dataset) -> Vec<Computed> {
+    let schema = Schema::from(dataset.schema());
+    let computed = schema.fields().iter().filter_map(|field| Computed::of_field(field));
+    let with_lag = computed.map(|computed| {
+        let lagging = without(dataset, &computed.column).iter().map(|f| f.num_rows().unwrap_or(0) as u64).sum();
+        Computed { lagging, ..computed }
+    });
+    with_lag.collect()
+}
+
+impl Pool {
+    /// The computed columns of `pool`.
+    pub fn computed(&self) -> BoxFuture<'_, Result<Vec<Computed>>> {
+        async move { Ok(of_dataset(&*self.require(Table::Pool).await?)) }.boxed()
+    }
+
+    /// Adds a computed column, or goes on with one of the same expression, and fills it wherever it is missing; commits
+    /// every few seconds, so that a stopped run goes on from there. Gives the number of rows computed.
+    pub fn compute_column<'a>(
+        &'a self,
+        column: &'a Computed,
+        data_type: DataType,
+        inputs: &'a [String],
+        compute: Compute,
+        on_progress: OnProgress<'a>,
+    ) -> BoxFuture<'a, Result<u64>> {
+        async move {
+            let lock = Lock::take(self)?;
+            let mut dataset = self.require(Table::Pool).await?;
+            let field = column.field(data_type);
+            match dataset.schema().field(&column.column) {
+                Some(there) if Field::from(there).metadata().get(EXPRESSION) != Some(&column.expression) => {
+                    return Err(Error::ColumnExists { column: column.column.clone() });
+                }
+                Some(there) if Computed::of_field(&Field::from(there)).is_some_and(|c| c.resources != column.resources) => {
+                    return Err(Error::OtherResources { column: column.column.clone() });
+                }
+                Some(_) => {}
+                None if !crate::schema::can_be_column(&column.column) => {
+                    return Err(Error::ColumnName { path: self.root().into(), column: column.column.clone() });
+                }
+                None => dataset = commit::add_null_columns(&dataset, vec![field]).await?,
+            }
+            let missing = without(&dataset, &column.column);
+            let total: u64 = missing.iter().map(|f| f.num_rows().unwrap_or(0) as u64).sum();
+            let (mut done, mut change, mut last) = (0, Change::default(), Instant::now());
+            for (i, fragment) in missing.iter().enumerate() {
+                let report = |rows: u64| {
+                    on_progress(Progress { what: column.column.clone(), done: (done + rows).min(total), total, unit: "rows" });
+                };
+                change.columns.push(fill(&dataset, fragment, &column.column, inputs, &compute, &report).await?);
+                done += fragment.num_rows().unwrap_or(0) as u64;
+                if last.elapsed() >= COMMIT_EVERY || i + 1 == missing.len() {
+                    dataset = commit::commit(&dataset, std::mem::take(&mut change), HashMap::new()).await?;
+                    last = Instant::now();
+                }
+            }
+            lock.done();
+            Ok(done)
+        }
+        .boxed()
+    }
+
+    /// Drops a column of `pool`, without touching the others' files.
+    pub fn drop_column<'a>(&'a self, column: &'a str) -> BoxFuture<'a, Result<()>> {
+        async move {
+            let lock = Lock::take(self)?;
+            let mut dataset = Dataset::clone(&*self.require(Table::Pool).await?);
+            if dataset.schema().field(column).is_none() {
+                let names: Vec<&str> = dataset.schema().fields.iter().map(|field| field.name.as_str()).collect();
+                return Err(Error::NoColumn { path: self.root().into(), column: column.into(), known: names.join(", ") });
+            }
+            if column == "uid" {
+                return Err(Error::ColumnNeeded { column: column.into() });
+            }
+            dataset.drop_columns(&[column]).await.map_err(Error::lance(dataset.uri()))?;
+            lock.done();
+            Ok(())
+        }
+        .boxed()
+    }
+}
+
+/// Writes the column's file of one fragment, which no version holds yet.
+async fn fill(
+    dataset: &Arc<Dataset>,
+    fragment: &Fragment,
+    column: &str,
+    inputs: &[String],
+    compute: &Compute,
+    report: &(dyn Fn(u64) + Send + Sync),
+) -> Result<lance::dataset::transaction::DataReplacementGroup> {
+    let wrap = || Error::lance(dataset.uri());
+    let schema = dataset.schema().project(&[column]).map_err(wrap())?;
+    let arrow_schema = Arc::new(Schema::from(&schema));
+    let mut scanner = dataset.scan();
+    // The file is aligned with the fragment's rows, deleted ones with them.
+    scanner.project(inputs).map_err(wrap())?.with_fragments(vec![fragment.clone()]).scan_in_order(true);
+    scanner.include_deleted_rows().with_row_id().batch_size(BATCH_ROWS);
+    let batches = scanner.try_into_stream().await.map_err(wrap())?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut rows = 0;
+    let columns = batches
+        .map(|batch| {
+            let (compute, arrow_schema) = (compute.clone(), arrow_schema.clone());
+            async move {
+                let batch = batch?;
+                let values = tokio::task::spawn_blocking(move || compute(batch)).await;
+                let values = values.map_err(|e| lance::Error::io(e.to_string()))?.map_err(lance::Error::wrapped)?;
+                Ok::<_, lance::Error>(RecordBatch::try_new(arrow_schema, vec![values])?)
+            }
+        })
+        .buffered(cores)
+        .inspect_ok(|batch| {
+            rows += batch.num_rows() as u64;
+            report(rows);
+        });
+    let of_id = dataset.get_fragment(fragment.id as usize).ok_or_else(|| Error::Changed { path: dataset.uri().into() })?;
+    of_id.write_columns(columns, &schema).await.map_err(wrap())
+}

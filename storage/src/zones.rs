@@ -1,0 +1,32 @@
+//! Zone maps: for each stretch of rows the least and the greatest value of a column, so that a scan passes over stretches
+//! that a filter cannot meet. Worth it where the order of the rows follows the column.
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use lance::Dataset;
+use lance::index::DatasetIndexExt;
+use lance_index::IndexType;
+use lance_index::scalar::{BuiltinIndexType, ScalarIndexParams};
+
+use crate::lock::Lock;
+use crate::{Error, Pool, Result, Table};
+
+impl Pool {
+    /// Makes the zone map of a column of `pool`, or makes it anew.
+    pub fn create_zone_map<'a>(&'a self, column: &'a str) -> BoxFuture<'a, Result<()>> {
+        async move {
+            let lock = Lock::take(self)?;
+            let mut dataset = Dataset::clone(&*self.require(Table::Pool).await?);
+            if dataset.schema().field(column).is_none() {
+                let names: Vec<&str> = dataset.schema().fields.iter().map(|field| field.name.as_str()).collect();
+                return Err(Error::NoColumn { path: self.root().into(), column: column.into(), known: names.join(", ") });
+            }
+            let params = ScalarIndexParams::for_builtin(BuiltinIndexType::ZoneMap);
+            let made = dataset.create_index(&[column], IndexType::ZoneMap, None, &params, true).await;
+            made.map_err(Error::lance(dataset.uri()))?;
+            lock.done();
+            Ok(())
+        }
+        .boxed()
+    }
+}
