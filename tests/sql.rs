@@ -39,13 +39,16 @@ fn find(folder: &Path, files: &mut Vec<PathBuf>) {
 fn run(path: &Path) -> Result<(), String> {
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
     let pool = dir.path().join("pool").display().to_string();
-    let metadata = dir.path().join("metadata.parquet");
+    let (metadata, resources) = (dir.path().join("metadata.parquet"), dir.path().join("resources"));
     write_metadata(&metadata, &rows());
     let runtime = tokio::runtime::Runtime::new().map_err(|e| e.to_string())?;
     runtime.block_on(async {
         let sources = [metadata.display().to_string()];
         storage::ingest::ingest(&Pool::at(&pool), &sources, &Default::default(), &|_| {}).await.map_err(|e| e.to_string())?;
-        let mut runner = Runner::new(|| async { Ok(Database(Session::open(&pool).await?)) });
+        let mut runner = Runner::new(|| async {
+            let options = engine::Options { resources: Some(resources.clone()), ..Default::default() };
+            Ok(Database(Session::over(Pool::open(&pool).await.map_err(engine::Error::from)?, options).await?))
+        });
         runner.with_column_validator(strict_column_validator);
         runner.run_file_async(path).await.map_err(|e| e.display(false).to_string())
     })

@@ -8,4 +8,5 @@ WITH scored AS (
     FROM pool
 )
 SELECT uid FROM scored
-WHERE score >= CAST(coalesce($threshold, (SELECT top_fraction(score, $fraction) FROM scored)) AS REAL) AND NOT isnan(score)
+WHERE score >= CAST(coalesce($threshold, (SELECT top_fraction(score, $fraction) FROM scored)) AS REAL)
+  AND score <= CAST('Infinity' AS REAL) -- NaN sorts above it

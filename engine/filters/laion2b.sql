@@ -2,5 +2,6 @@
 -- source: DataComp baselines, laion2b
 -- param threshold: double = 0.28     -- of the B/32 score
 SELECT uid FROM pool
-WHERE clip_b32_similarity_score >= CAST($threshold AS REAL) AND NOT isnan(clip_b32_similarity_score)
+WHERE clip_b32_similarity_score >= CAST($threshold AS REAL)
+  AND clip_b32_similarity_score <= CAST('Infinity' AS REAL) -- NaN sorts above it
   AND lang(text) = 'en'

@@ -34,6 +34,6 @@ pub use diff::Diff;
 pub use drops::{Condition, Drops};
 pub use error::{Error, Result};
 pub use filter::{Bound, Filter, Parameter, ParameterType, guess};
-pub use functions::{Embed, reference};
+pub use functions::{Embed, FunctionInfo, function_list, reference};
 pub use resources::{Resource, Resources, digest};
 pub use session::{Options, Params, Rows, Scans, Session};

@@ -194,7 +194,11 @@ impl Session {
 
     /// Computes a column, or what is missing of it. Gives the number of rows computed.
     async fn add_column(&self, column: &str, expression: &str) -> Result<u64> {
-        let plan = add_column::plan(self, column, expression).await?;
+        // The expression itself is wanted, not a column that holds it.
+        self.set_stored(Vec::new());
+        let plan = add_column::plan(self, column, expression).await;
+        self.refresh().await?;
+        let plan = plan?;
         let rows = self.pool.compute_column(&plan.computed, plan.data_type, &plan.inputs, plan.compute, &*self.on_progress).await?;
         self.refresh().await?;
         Ok(rows)

@@ -56,7 +56,8 @@ impl Sink {
                 let n = (TABLE_ROWS - *shown).min(batch.num_rows());
                 if n > 0 {
                     *shown += n;
-                    head.push(text_columns(&batch.slice(0, n), |_| true, true)?);
+                    let rows = batch.slice(0, n);
+                    head.push(if is_plan(&batch.schema()) { rows } else { text_columns(&rows, |_| true, true)? });
                 }
             }
             Sink::Csv(writer) => writer.write(&text_columns(batch, |t| t.is_nested() || is_bytes(t), false)?)?,
@@ -73,6 +74,15 @@ impl Sink {
             Sink::Table { mut out, mut head, shown, rows, schema } => {
                 if schema.fields().is_empty() {
                     return Ok(());
+                }
+                if is_plan(&schema) {
+                    for batch in &head {
+                        let (kinds, plans) = (batch.column(0).as_string::<i32>(), batch.column(1).as_string::<i32>());
+                        for (kind, plan) in kinds.iter().zip(plans).filter_map(|(kind, plan)| kind.zip(plan)) {
+                            writeln!(out, "{kind}\n{plan}").map_err(Error::Output)?;
+                        }
+                    }
+                    return out.flush().map_err(Error::Output);
                 }
                 if head.is_empty() {
                     head.push(text_columns(&RecordBatch::new_empty(schema), |_| true, true)?);
@@ -134,6 +144,11 @@ pub(crate) fn pipe_table(header: &[String], rows: &[Vec<String>]) -> String {
     };
     let rule: Vec<String> = widths.iter().map(|width| "-".repeat(*width)).collect();
     [line(header), line(&rule)].into_iter().chain(rows.iter().map(|row| line(row))).collect()
+}
+
+/// What EXPLAIN gives, whose lines are the point.
+fn is_plan(schema: &Schema) -> bool {
+    schema.fields().len() == 2 && schema.field(0).name() == "plan_type" && schema.field(1).name() == "plan"
 }
 
 fn is_bytes(data_type: &DataType) -> bool {

@@ -19,9 +19,10 @@ use crate::cli::Format;
 use crate::command::{block_on, sql};
 use crate::{Error, Result, STOP};
 
-const COMMANDS: [(&str, &str); 5] = [
+const COMMANDS: [(&str, &str); 6] = [
     ("\\q", "leave"),
     ("\\d [TABLE]", "list tables, or a table's columns"),
+    ("\\df [FUNCTION]", "list tarn's functions, or tell of one"),
     ("\\?", "this list"),
     ("\\timing", "show how long each statement takes, or stop showing it"),
     ("\\i FILE", "run a file"),
@@ -139,7 +140,7 @@ impl Shell<'_> {
     fn command(&mut self, command: &str) -> Result<()> {
         let (name, argument) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
         match (name, argument.trim()) {
-            ("?", _) => COMMANDS.iter().for_each(|(command, about)| println!("{command:<12} {about}")),
+            ("?", _) => COMMANDS.iter().for_each(|(command, about)| println!("{command:<14} {about}")),
             ("timing", _) => {
                 self.timing = !self.timing;
                 println!("timing is {}", if self.timing { "on" } else { "off" });
@@ -150,6 +151,7 @@ impl Shell<'_> {
                 }
             }
             ("d", table) => return self.statements(&format!("DESCRIBE {table};")),
+            ("df", name) => return functions(name),
             ("i", "") => return Err(Error::Usage { message: "\\i needs a file".into(), hint: "\\i query.sql" }),
             ("i", path) => return self.statements(&std::fs::read_to_string(path).map_err(Error::io(path))?),
             _ => return Err(Error::Usage { message: format!("unknown command \\{name}"), hint: "\\? lists the commands" }),
@@ -167,6 +169,31 @@ impl Shell<'_> {
         }
         Ok(())
     }
+}
+
+/// tarn's functions with a line each, or one with all that is said of it.
+fn functions(name: &str) -> Result<()> {
+    let all = engine::function_list();
+    if name.is_empty() {
+        let width = all.iter().map(|function| function.syntax.len()).max().unwrap_or(0);
+        for function in &all {
+            let first = function.description.split_inclusive(". ").next().unwrap_or_default();
+            println!("{:<width$}  {}", function.syntax, first.trim_end());
+        }
+        println!("those of DataFusion besides: SHOW FUNCTIONS;");
+        return Ok(());
+    }
+    let Some(function) = all.iter().find(|function| function.name == name) else {
+        let near = storage::closest(name, all.iter().map(|function| function.name.as_str()));
+        let near = near.map(|near| format!(", did you mean {near}?")).unwrap_or_default();
+        return Err(Error::Usage { message: format!("'{name}' is none of tarn's functions{near}"), hint: "SHOW FUNCTIONS LIKE 'name%'; tells of all" });
+    };
+    println!("{}\n{}", function.syntax, function.description);
+    for (name, about) in &function.arguments {
+        println!("    {name}: {about}");
+    }
+    println!("for instance: {}", function.example);
+    Ok(())
 }
 
 /// Completes keywords, tables, columns and functions, and asks for more lines until a semicolon.

@@ -21,7 +21,7 @@ use datafusion::prelude::SessionContext;
 use crate::resources::Resources;
 
 pub use embed::Embed;
-pub use reference::reference;
+pub use reference::{FunctionInfo, function_list, reference};
 pub(crate) use sets::Sets;
 pub(crate) use top_fraction::TwoPasses;
 pub(crate) use uid::uid_call;

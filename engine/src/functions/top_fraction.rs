@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock};
 
 use arrow::array::{Array, ArrayRef, AsArray, ListArray, StructArray, UInt64Array};
 use arrow::buffer::OffsetBuffer;
-use arrow::datatypes::{DataType, Field, FieldRef, Fields, Float32Type, Float64Type, UInt64Type};
+use arrow::datatypes::{DataType, Field, FieldRef, Fields, Float32Type, Float64Type, Int8Type, UInt64Type};
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::Transformed;
 use datafusion::common::{Column, Result, exec_err, plan_err};
@@ -133,6 +133,9 @@ fn index_of(fraction: f64, n: u64) -> u64 {
 /// The fraction, which is the same in every row.
 fn set_fraction(fraction: &mut Option<f64>, fractions: &ArrayRef) -> Result<()> {
     let fractions = fractions.as_primitive::<Float64Type>();
+    if fractions.null_count() == 0 && fraction.is_some_and(|first| fractions.values().iter().all(|value| *value == first)) {
+        return Ok(());
+    }
     for value in fractions.iter().flatten() {
         match fraction {
             _ if !(0.0..=1.0).contains(&value) => return exec_err!("top_fraction: the fraction must be between 0 and 1, got {value}"),
@@ -217,6 +220,11 @@ fn settled_fields() -> Fields {
     Fields::from(vec![Field::new("bits", DataType::UInt64, true), Field::new("index", DataType::UInt64, true)])
 }
 
+/// As a dictionary, so that a copy of it beside every row is a byte.
+fn settled_type() -> DataType {
+    DataType::Dictionary(Box::new(DataType::Int8), Box::new(DataType::Struct(settled_fields())))
+}
+
 impl Pass {
     fn is_last(&self) -> bool {
         self.settled + PASS_BITS == self.width
@@ -233,15 +241,15 @@ impl AggregateUDFImpl for Pass {
     }
 
     fn return_type(&self, types: &[DataType]) -> Result<DataType> {
-        Ok(if self.is_last() { types[0].clone() } else { DataType::Struct(settled_fields()) })
+        Ok(if self.is_last() { types[0].clone() } else { settled_type() })
     }
 
     fn accumulator(&self, _: AccumulatorArgs) -> Result<Box<dyn Accumulator>> {
-        Ok(Box::new(Histogram { pass: self.clone(), counts: vec![0; BINS], before: None, fraction: None }))
+        Ok(Box::new(Histogram { pass: self.clone(), counts: vec![0; 2 * BINS], before: None, fraction: None }))
     }
 
     fn state_fields(&self, args: StateFieldsArgs) -> Result<Vec<FieldRef>> {
-        let before = Field::new(format!("{}_before", args.name), DataType::Struct(settled_fields()), true);
+        let before = Field::new(format!("{}_before", args.name), settled_type(), true);
         let fraction = Field::new(format!("{}_fraction", args.name), DataType::Float64, true);
         Ok(vec![counts_field(args.name), Arc::new(fraction), Arc::new(before)])
     }
@@ -250,6 +258,7 @@ impl AggregateUDFImpl for Pass {
 #[derive(Debug)]
 struct Histogram {
     pass: Pass,
+    /// Two counts a bin, added to in turn: scores crowd into few bins, and an addition waits for the one before it.
     counts: Vec<u64>,
     before: Option<(u64, u64)>,
     fraction: Option<f64>,
@@ -257,10 +266,17 @@ struct Histogram {
 
 impl Histogram {
     fn set_before(&mut self, column: &ArrayRef) {
-        let settled: &StructArray = column.as_struct();
+        let rows = column.as_dictionary::<Int8Type>();
+        let settled: &StructArray = rows.values().as_struct();
         let number = |column: usize, i: usize| settled.column(column).as_primitive::<UInt64Type>().value(i);
-        let first = (0..settled.len()).find(|i| settled.is_valid(*i) && settled.column(0).is_valid(*i));
+        let mut keys = rows.keys().iter().flatten().map(|key| key as usize);
+        let first = keys.find(|i| settled.is_valid(*i) && settled.column(0).is_valid(*i));
         self.before = self.before.or(first.map(|i| (number(0, i), number(1, i))));
+    }
+
+    /// The count of each bin.
+    fn bins(&self) -> impl DoubleEndedIterator<Item = u64> + ExactSizeIterator + '_ {
+        self.counts.as_chunks::<2>().0.iter().map(|[a, b]| a + b)
     }
 }
 
@@ -268,9 +284,13 @@ impl Accumulator for Histogram {
     fn update_batch(&mut self, values: &[ArrayRef]) -> Result<()> {
         set_fraction(&mut self.fraction, &values[1])?;
         let shift = self.pass.width - self.pass.settled - PASS_BITS;
-        let counts: &mut [u64; BINS] = self.counts.as_mut_slice().try_into().expect("as many as bins");
+        let mut turn = 0;
         if self.pass.settled == 0 {
-            for_each_key(&values[0], |key| counts[(key >> shift) as usize & (BINS - 1)] += 1);
+            let counts: &mut [u64; 2 * BINS] = self.counts.as_mut_slice().try_into().expect("two a bin");
+            for_each_key(&values[0], |key| {
+                turn ^= 1;
+                counts[((key >> shift) as usize & (BINS - 1)) * 2 + turn] += 1;
+            });
             return Ok(());
         }
         if self.before.is_none() {
@@ -280,7 +300,8 @@ impl Accumulator for Histogram {
         let counts = &mut self.counts;
         for_each_key(&values[0], |key| {
             if key >> (shift + PASS_BITS) == bits {
-                counts[(key >> shift) as usize & (BINS - 1)] += 1;
+                turn ^= 1;
+                counts[((key >> shift) as usize & (BINS - 1)) * 2 + turn] += 1;
             }
         });
         Ok(())
@@ -289,18 +310,18 @@ impl Accumulator for Histogram {
     fn merge_batch(&mut self, states: &[ArrayRef]) -> Result<()> {
         for counts in states[0].as_list::<i32>().iter().flatten() {
             let counts = counts.as_primitive::<UInt64Type>();
-            self.counts.iter_mut().zip(counts.values()).for_each(|(sum, count)| *sum += count);
+            self.counts.iter_mut().step_by(2).zip(counts.values()).for_each(|(sum, count)| *sum += count);
         }
         self.set_before(&states[2]);
         set_fraction(&mut self.fraction, &states[1])
     }
 
     fn state(&mut self) -> Result<Vec<ScalarValue>> {
-        Ok(vec![list(std::mem::take(&mut self.counts)), ScalarValue::Float64(self.fraction), settled(self.before)])
+        Ok(vec![list(self.bins().collect()), ScalarValue::Float64(self.fraction), settled(self.before)])
     }
 
     fn evaluate(&mut self) -> Result<ScalarValue> {
-        let n: u64 = self.counts.iter().sum();
+        let n: u64 = self.bins().sum();
         let data_type = if self.pass.width == 32 { DataType::Float32 } else { DataType::Float64 };
         let place = match (self.before, self.fraction) {
             (Some((bits, index)), _) => Some((bits, index)),
@@ -310,8 +331,8 @@ impl Accumulator for Histogram {
         let Some((bits, mut index)) = place else {
             return if self.pass.is_last() { ScalarValue::try_from(&data_type) } else { Ok(settled(None)) };
         };
-        for (bin, count) in self.counts.iter().enumerate().rev() {
-            if index < *count {
+        for (bin, count) in self.bins().enumerate().rev() {
+            if index < count {
                 let bits = bits << PASS_BITS | bin as u64;
                 return Ok(if self.pass.is_last() { score(bits, &data_type) } else { settled(Some((bits, index))) });
             }
@@ -328,7 +349,8 @@ impl Accumulator for Histogram {
 fn settled(place: Option<(u64, u64)>) -> ScalarValue {
     let column = |value: Option<u64>| Arc::new(UInt64Array::from(vec![value])) as ArrayRef;
     let columns = vec![column(place.map(|(bits, _)| bits)), column(place.map(|(_, index)| index))];
-    ScalarValue::Struct(Arc::new(StructArray::new(settled_fields(), columns, None)))
+    let place = ScalarValue::Struct(Arc::new(StructArray::new(settled_fields(), columns, None)));
+    ScalarValue::Dictionary(Box::new(DataType::Int8), Box::new(place))
 }
 
 /// Replaces `top_fraction` over a whole relation by its passes.
@@ -373,13 +395,11 @@ fn in_passes(aggregate: Aggregate) -> Result<LogicalPlan> {
     // Narrow scores join in for the last passes.
     let pass_of = |call: &AggregateFunction, settled_of_widest: u32, name: &str| {
         let settled = settled_of_widest.checked_sub(widest - width(call))?;
-        let before = match settled {
-            0 => Expr::Literal(self::settled(None), None),
-            _ => Expr::Column(Column::from_name(name)),
-        };
         let mut args = call.params.args.clone();
-        args.push(before);
-        let pass = Pass { signature: Signature::any(3, Volatility::Immutable), settled, width: width(call) };
+        if settled > 0 {
+            args.push(Expr::Column(Column::from_name(name)));
+        }
+        let pass = Pass { signature: Signature::any(args.len(), Volatility::Immutable), settled, width: width(call) };
         Some(Expr::AggregateFunction(AggregateFunction::new_udf(
             Arc::new(AggregateUDF::from(pass)),
             args,

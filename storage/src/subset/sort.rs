@@ -5,14 +5,13 @@ use super::Entry;
 
 /// Slices of at most so many are sorted by insertion.
 const SMALL: usize = 24;
-/// Slices of at least so many are split on two threads.
-const LARGE: usize = 1 << 16;
 
-/// Sorts by uid, then by weight. `spare` is room for as many entries.
+/// Sorts entries whose first byte is the same by uid, then by weight. `spare` is room that is used again.
 pub(super) fn sort<E: Entry>(entries: &mut [E], spare: &mut Vec<E>) {
-    spare.clear();
-    spare.resize(entries.len(), E::default());
-    by_byte(entries, spare, 0);
+    if spare.len() < entries.len() {
+        spare.resize(entries.len(), E::default());
+    }
+    by_byte(entries, &mut spare[..entries.len()], 1);
 }
 
 fn by_byte<E: Entry>(entries: &mut [E], spare: &mut [E], depth: u32) {
@@ -47,24 +46,9 @@ fn by_byte<E: Entry>(entries: &mut [E], spare: &mut [E], depth: u32) {
         i += 1;
     }
     entries.copy_from_slice(spare);
-    if n >= LARGE {
-        // Halves of the buckets side by side.
-        let middle = starts[128];
-        let (low, high) = entries.split_at_mut(middle);
-        let (spare_low, spare_high) = spare.split_at_mut(middle);
-        rayon::join(
-            || buckets(low, spare_low, &starts[..128], &ends[..128], 0, depth),
-            || buckets(high, spare_high, &starts[128..], &ends[128..], middle, depth),
-        );
-    } else {
-        buckets(entries, spare, &starts, &ends, 0, depth);
-    }
-}
-
-fn buckets<E: Entry>(entries: &mut [E], spare: &mut [E], starts: &[usize], ends: &[usize], before: usize, depth: u32) {
-    let mut i = 0;
-    while i < starts.len() {
-        let (from, to) = (starts[i] - before, ends[i] - before);
+    i = 0;
+    while i < 256 {
+        let (from, to) = (starts[i], ends[i]);
         if to - from > 1 {
             by_byte(&mut entries[from..to], &mut spare[from..to], depth + 1);
         }

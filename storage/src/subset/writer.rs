@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::sort::sort;
@@ -87,18 +88,23 @@ fn part(path: &Path) -> PathBuf {
 /// Bytes that each run is read in.
 const RUN_BUFFER: usize = 1 << 18;
 
+/// Entries that are written at once, while their digest is taken.
+const BLOCK: usize = 1 << 17;
+
 struct Sorter<E: Entry> {
-    entries: Vec<E>,
+    /// By the uid's first byte.
+    buckets: Vec<Vec<E>>,
+    held: usize,
     /// Entries that are held at most.
     limit: usize,
     runs: Vec<File>,
     len: u64,
 }
 
-impl<E: Entry> Sorter<E> {
+impl<E: Entry + 'static> Sorter<E> {
     fn new(memory: usize) -> Sorter<E> {
-        // Sorting needs room for as many again.
-        Sorter { entries: Vec::new(), limit: (memory / 2 / size_of::<E>()).max(1024), runs: Vec::new(), len: 0 }
+        // Vectors grow by doubling.
+        Sorter { buckets: vec![Vec::new(); 256], held: 0, limit: (memory / 2 / size_of::<E>()).max(1024), runs: Vec::new(), len: 0 }
     }
 
     #[inline(always)]
@@ -106,50 +112,63 @@ impl<E: Entry> Sorter<E> {
         self.len += n as u64;
         let mut i = 0;
         while i < n {
-            let end = n.min(i + self.limit - self.entries.len());
-            self.entries.reserve(end - i);
+            let end = n.min(i + self.limit - self.held);
+            self.held += end - i;
             while i < end {
-                self.entries.push(entry(i));
+                let entry = entry(i);
+                self.buckets[entry.byte(0) as usize].push(entry);
                 i += 1;
             }
-            if self.entries.len() == self.limit {
+            if self.held == self.limit {
                 self.spill()?;
             }
         }
         Ok(())
     }
 
+    fn sort(&mut self) {
+        self.buckets.par_iter_mut().for_each_init(Vec::new, |spare, bucket| sort(bucket, spare));
+    }
+
     fn spill(&mut self) -> std::io::Result<()> {
-        sort(&mut self.entries, &mut Vec::new());
+        self.sort();
         let mut out = BufWriter::with_capacity(RUN_BUFFER, tempfile::tempfile()?);
-        for entry in self.entries.drain(..) {
+        for entry in self.buckets.iter_mut().flat_map(|bucket| bucket.drain(..)) {
             out.write_all(&entry.uid().to_le_bytes())?;
             out.write_all(&entry.weight().to_le_bytes())?;
         }
         let mut file = out.into_inner().map_err(|e| e.into_error())?;
         file.rewind()?;
         self.runs.push(file);
+        self.held = 0;
         Ok(())
     }
 
     fn write(mut self, file: File, weights: Option<File>) -> std::io::Result<Written> {
         let mut out = Output::new(file, weights, self.len)?;
-        sort(&mut self.entries, &mut Vec::new());
+        self.sort();
+        let mut block: Vec<E> = Vec::with_capacity(BLOCK);
         if self.runs.is_empty() {
-            out.write(&self.entries)?;
+            for bucket in &self.buckets {
+                if block.len() + bucket.len() > BLOCK {
+                    out.write(&block)?;
+                    block.clear();
+                }
+                block.extend_from_slice(bucket);
+            }
+            out.write(&block)?;
             return out.finish(self.len);
         }
         let mut runs: Vec<Run<E>> = self.runs.drain(..).map(Run::of_file).collect();
-        runs.push(Run::OfMemory(self.entries.into_iter()));
+        runs.push(Run::OfMemory(Box::new(self.buckets.into_iter().flatten())));
         let mut heads = BinaryHeap::with_capacity(runs.len());
         for (i, run) in runs.iter_mut().enumerate() {
             heads.extend(run.next()?.map(|entry| Reverse((entry.uid(), entry.weight(), i))));
         }
-        let mut block: Vec<E> = Vec::with_capacity(1 << 14);
         while let Some(Reverse((uid, weight, i))) = heads.pop() {
             heads.extend(runs[i].next()?.map(|entry| Reverse((entry.uid(), entry.weight(), i))));
             block.push(E::of(uid, weight));
-            if block.len() == block.capacity() {
+            if block.len() == BLOCK {
                 out.write(&block)?;
                 block.clear();
             }
@@ -162,10 +181,10 @@ impl<E: Entry> Sorter<E> {
 /// Sorted entries.
 enum Run<E> {
     OfFile(BufReader<File>),
-    OfMemory(std::vec::IntoIter<E>),
+    OfMemory(Box<dyn Iterator<Item = E>>),
 }
 
-impl<E: Entry> Run<E> {
+impl<E: Entry + 'static> Run<E> {
     fn of_file(file: File) -> Run<E> {
         Run::OfFile(BufReader::with_capacity(RUN_BUFFER, file))
     }
@@ -203,25 +222,24 @@ impl Output {
     }
 
     fn write<E: Entry>(&mut self, entries: &[E]) -> std::io::Result<()> {
-        for block in entries.chunks(1 << 14) {
-            self.records.resize(block.len() * 16, 0);
-            self.bytes.resize(block.len() * 16, 0);
-            let mut i = 0;
-            while i < block.len() {
-                let uid = block[i].uid();
-                let halves = (uid >> 64) | (uid << 64);
-                self.records[i * 16..i * 16 + 16].copy_from_slice(&halves.to_le_bytes());
-                self.bytes[i * 16..i * 16 + 16].copy_from_slice(&uid.to_be_bytes());
-                i += 1;
-            }
-            self.uids.write_all(&self.records)?;
-            self.sha256.update(&self.bytes);
-            if let Some(weights) = &mut self.weights {
-                let values: Vec<u8> = block.iter().flat_map(|entry| entry.weight().to_le_bytes()).collect();
-                weights.write_all(&values)?;
-            }
+        let Output { uids, weights, sha256, records, bytes } = self;
+        let n = entries.len();
+        records.resize(n * 16, 0);
+        bytes.resize(n * 16, 0);
+        let mut i = 0;
+        while i < n {
+            let uid = entries[i].uid();
+            let halves = (uid >> 64) | (uid << 64);
+            records[i * 16..i * 16 + 16].copy_from_slice(&halves.to_le_bytes());
+            bytes[i * 16..i * 16 + 16].copy_from_slice(&uid.to_be_bytes());
+            i += 1;
         }
-        Ok(())
+        let (written, ()) = rayon::join(|| uids.write_all(records), || sha256.update(bytes));
+        if let Some(weights) = weights {
+            let values: Vec<u8> = entries.iter().flat_map(|entry| entry.weight().to_le_bytes()).collect();
+            weights.write_all(&values)?;
+        }
+        written
     }
 
     fn finish(self, len: u64) -> std::io::Result<Written> {
