@@ -201,6 +201,7 @@ fn text(condition: &Expr) -> String {
         Ok(TreeNodeRecursion::Continue)
     });
     let written = datafusion::sql::unparser::expr_to_sql(condition).map(|sql| sql.to_string().replace('"', ""));
-    let text = written.unwrap_or_else(|_| condition.to_string());
+    let text = written.unwrap_or_else(|_| condition.to_string()).replace("pool.", "");
+    let text = text.strip_prefix('(').and_then(|text| text.strip_suffix(')')).unwrap_or(&text).to_string();
     if subquery && text.chars().count() > 160 { text.chars().take(159).chain(['…']).collect() } else { text }
 }

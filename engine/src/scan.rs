@@ -13,6 +13,7 @@ use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, Operator, TableProviderFilterPushDown, TableType};
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
+use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
 use datafusion::physical_plan::metrics::{BaselineMetrics, Count, ExecutionPlanMetricsSet, MetricBuilder, MetricsSet, RecordOutput};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
@@ -134,6 +135,10 @@ impl TableProvider for LanceTable {
         let late = |field: &&Arc<arrow::datatypes::Field>| width(field.data_type()) > WIDE_BYTES && !of_filter(field.name());
         let wide: Vec<String> = read_schema.fields().iter().filter(late).map(|field| field.name().clone()).collect();
         let by_lance = filter.is_some() && (!wide.is_empty() || self.indexed.iter().any(|name| of_filter(name)));
+        let fragments = groups(&self.dataset, session.config().target_partitions());
+        if fragments.is_empty() {
+            return Ok(Arc::new(EmptyExec::new(Arc::new(self.schema.project(projected)?))));
+        }
         let predicate = match &filter {
             Some(filter) if !by_lance => {
                 let unqualified = unqualified(filter.clone())?;
@@ -144,7 +149,7 @@ impl TableProvider for LanceTable {
         let scan = LanceScanExec {
             uri: self.dataset.uri().to_string(),
             version: self.dataset.version().version,
-            fragments: groups(&self.dataset, session.config().target_partitions()),
+            fragments,
             read: read_schema,
             projected: projected.len(),
             filter: filter.map(unqualified).transpose()?,
@@ -254,7 +259,7 @@ impl DisplayAs for LanceScanExec {
         write!(f, "LanceScanExec: {table}@{}, fragments={fragments} in {}", self.version, self.fragments.len())?;
         write!(f, ", columns=[{}]", names(0..self.projected))?;
         if let Some(filter) = &self.filter {
-            write!(f, ", filter={filter}{}", if self.predicate.is_none() { " by Lance" } else { "" })?;
+            write!(f, ", filter={}{}", filter.human_display(), if self.predicate.is_none() { " by Lance" } else { "" })?;
         }
         if !self.wide.is_empty() && self.filter.is_some() {
             write!(f, ", late=[{}]", self.wide.join(", "))?;

@@ -25,7 +25,8 @@ impl Lock {
             Ok(()) => {
                 let unclean = file.metadata().is_ok_and(|meta| meta.len() > 0);
                 let holder = format!("process {}", std::process::id());
-                file.set_len(0).and_then(|()| file.write_all(holder.as_bytes())).map_err(Error::io(&path))?;
+                // Never empty in between: a kill there would hide that the one before came to no good end.
+                file.write_all(holder.as_bytes()).and_then(|()| file.set_len(holder.len() as u64)).map_err(Error::io(&path))?;
                 Ok(Lock { file: Some(file), unclean })
             }
             Err(TryLockError::WouldBlock) => {

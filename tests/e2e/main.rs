@@ -3,6 +3,7 @@
 #![allow(clippy::print_stderr)] // says what is skipped
 
 mod cli;
+mod filters;
 mod golden;
 mod gradients;
 mod path;
@@ -22,10 +23,10 @@ fn main() {
         eprintln!("TARN_TEST_DATA is not set: tests on real data are skipped");
     }
     let mut trials = Vec::new();
-    for (name, test) in [cli::TESTS, storage::TESTS, path::TESTS, gradients::TESTS].concat() {
+    for (name, test) in [cli::TESTS, filters::TESTS, storage::TESTS, path::TESTS, gradients::TESTS].concat() {
         trials.push(Trial::test(name, move || run(|| test(&Sandbox::new()))));
     }
-    for (name, test) in [golden::TESTS, real::TESTS].concat() {
+    for (name, test) in [filters::DATA_TESTS, golden::TESTS, real::TESTS].concat() {
         let folder = data.clone();
         let trial = Trial::test(name, move || run(|| test(&Sandbox::new(), folder.as_deref().expect("ignored without data"))));
         trials.push(trial.with_ignored_flag(data.is_none()));
@@ -104,8 +105,9 @@ impl Sandbox {
     /// Runs `tarn`, which must succeed, and gives its standard output as text.
     fn ok(&self, args: &[&str]) -> String {
         let output = self.tarn(args);
-        assert_eq!(output.code, 0, "tarn {args:?}: {}", output.stderr);
-        String::from_utf8(output.stdout).expect("text")
+        let stdout = String::from_utf8(output.stdout).expect("text");
+        assert_eq!(output.code, 0, "tarn {args:?}: {}{stdout}", output.stderr);
+        stdout
     }
 
     /// Runs `tarn`, which must fail with this exit code and these words on standard error, and say nothing else.

@@ -39,6 +39,9 @@ pub(crate) async fn write(mut rows: Rows, path: &Path, memory: usize, errors: im
         writer.push(uids, &weights)?;
         row += batch.num_rows() as u64;
     }
+    if writer.is_empty() {
+        return Err(storage::Error::SubsetEmpty.into());
+    }
     drop(rows); // what the query holds is free before the sort
     let written = tokio::task::spawn_blocking(move || writer.finish()).await;
     written.map_err(|e| Error::Query { message: format!("sorting failed: {e}"), hint: None })?.map_err(Error::Storage)

@@ -2,7 +2,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use engine::{Bound, Filter, Session};
-use storage::{Error as StorageError, Subset};
+use storage::Subset;
 use tokio::runtime::Runtime;
 
 use super::session::session;
@@ -67,9 +67,6 @@ async fn write(session: &Session, filter: &Bound, output: Option<&Path>, meter: 
     };
     let receipt = session.write_subset(filter, output).await?;
     meter.finish();
-    if receipt.subset_size == 0 {
-        return Err(StorageError::SubsetEmpty.into());
-    }
     let share = 100.0 * receipt.subset_size as f64 / receipt.pool_rows.max(1) as f64;
     crate::note!(
         "selected {} of {} samples ({share:.1}%) in {:.2} s: {}",

@@ -50,6 +50,13 @@ impl SubsetWriter {
         pushed.map_err(Error::io(path))
     }
 
+    pub fn is_empty(&self) -> bool {
+        match &self.entries {
+            Entries::Plain(sorter) => sorter.len == 0,
+            Entries::Weighted(sorter) => sorter.len == 0,
+        }
+    }
+
     /// Sorts, writes, and puts the files in place.
     pub fn finish(self) -> Result<Written> {
         let weights_path = weights_path(&self.path);
