@@ -103,7 +103,7 @@ impl Pool {
         on_progress: OnProgress<'a>,
     ) -> BoxFuture<'a, Result<u64>> {
         async move {
-            let lock = Lock::take(self)?;
+            let lock = Lock::take_swept(self).await?;
             let mut dataset = self.require(Table::Pool).await?;
             let field = column.field(data_type);
             match dataset.schema().field(&column.column) {
@@ -142,7 +142,7 @@ impl Pool {
     /// Drops a column of `pool`, without touching the others' files.
     pub fn drop_column<'a>(&'a self, column: &'a str) -> BoxFuture<'a, Result<()>> {
         async move {
-            let lock = Lock::take(self)?;
+            let lock = Lock::take_swept(self).await?;
             let mut dataset = Dataset::clone(&*self.require(Table::Pool).await?);
             if dataset.schema().field(column).is_none() {
                 let names: Vec<&str> = dataset.schema().fields.iter().map(|field| field.name.as_str()).collect();

@@ -2,7 +2,7 @@ use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use crate::{Error, Pool, Result};
+use crate::{Error, Pool, Result, verify};
 
 /// The right to write to a pool in a local folder, given back when dropped and by the system when the process dies.
 /// Pools in object stores have none: there each commit checks that nobody else has written.
@@ -37,6 +37,15 @@ impl Lock {
             // A file system without locks: commits check for themselves.
             Err(TryLockError::Error(_)) => Ok(Lock { file: None, unclean: false }),
         }
+    }
+
+    /// As `take`, and removes what a stopped holder wrote and did not commit.
+    pub async fn take_swept(pool: &Pool) -> Result<Lock> {
+        let lock = Lock::take(pool)?;
+        if lock.unclean {
+            verify::sweep(pool).await?;
+        }
+        Ok(lock)
     }
 
     /// Whether nobody else can write: not in an object store, or where the file system has no locks.

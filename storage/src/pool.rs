@@ -168,7 +168,7 @@ impl Pool {
     /// The other columns are not rewritten. Columns of the same name are an error, or dropped first where `replace`.
     pub fn add_columns<'a>(&'a self, batches: Box<dyn RecordBatchReader + Send>, replace: bool) -> BoxFuture<'a, Result<u64>> {
         async move {
-            let _lock = Lock::take(self)?;
+            let _lock = Lock::take_swept(self).await?;
             let uri = self.uri(Table::Pool);
             let mut dataset = Dataset::clone(&*self.require(Table::Pool).await?);
             let schema = batches.schema();

@@ -25,7 +25,7 @@ impl Pool {
     /// Adds a set; `values` is `[n, dim]`, row by row, and the ids are 0 to n - 1.
     pub fn add_vectors<'a>(&'a self, name: &'a str, dim: usize, values: Vec<f32>) -> BoxFuture<'a, Result<()>> {
         async move {
-            let lock = Lock::take(self)?;
+            let lock = Lock::take_swept(self).await?;
             self.require(Table::Pool).await?;
             if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c)) {
                 return Err(Error::VectorsName { name: name.to_string() });
@@ -105,7 +105,7 @@ impl Pool {
     /// Removes a set.
     pub fn drop_vectors<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<()>> {
         async move {
-            let lock = Lock::take(self)?;
+            let lock = Lock::take_swept(self).await?;
             if !self.list_vectors().await?.iter().any(|set| set.name == name) {
                 return Err(self.no_vectors(name).await);
             }

@@ -333,13 +333,22 @@ async fn orphans(dataset: &Dataset, table: Table, options: &Options, alone: bool
     Ok(())
 }
 
-/// Removes what a stopped ingest wrote and did not commit. Only for who holds the lock of a local pool.
+/// Removes what a stopped writer wrote and did not commit. Only for who holds the lock of a local pool.
 pub(crate) async fn sweep(pool: &Pool) -> Result<()> {
+    let newest = Pool::at(pool.root());
     for table in Table::ALL {
-        if let Some(dataset) = pool.dataset(table).await? {
-            let policy = CleanupPolicy { before_version: Some(0), delete_unverified: true, ..CleanupPolicy::default() };
-            dataset.cleanup(policy).execute().await.map_err(Error::lance(dataset.uri()))?;
-        }
+        let Some(dataset) = newest.dataset(table).await? else {
+            let folder = newest.uri(table);
+            let manifests = std::fs::read_dir(format!("{folder}/_versions")).into_iter().flatten().flatten();
+            let has_version = manifests.map(|file| file.file_name()).any(|name| name.to_string_lossy().ends_with(".manifest"));
+            // It was stopped before the first version: what lies there belongs to none.
+            if !has_version && std::fs::exists(&folder).unwrap_or(false) {
+                std::fs::remove_dir_all(&folder).map_err(Error::io(folder))?;
+            }
+            continue;
+        };
+        let policy = CleanupPolicy { before_version: Some(0), delete_unverified: true, ..CleanupPolicy::default() };
+        dataset.cleanup(policy).execute().await.map_err(Error::lance(dataset.uri()))?;
     }
     Ok(())
 }

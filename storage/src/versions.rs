@@ -129,7 +129,7 @@ impl Pool {
     /// Names the present version of every table, and gives that of `pool`. A tag that exists is moved where `force`.
     pub fn tag<'a>(&'a self, name: &'a str, force: bool) -> BoxFuture<'a, Result<u64>> {
         async move {
-            let lock = Lock::take(self)?;
+            let lock = Lock::take_swept(self).await?;
             let plain =
                 name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) && !name.starts_with('.') && !name.contains("..");
             if name.is_empty() || !plain || name.parse::<u64>().is_ok() || name.ends_with(".json") || name.ends_with(".lock") {
@@ -157,7 +157,7 @@ impl Pool {
     /// Takes a tag off every table.
     pub fn untag<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<()>> {
         async move {
-            let lock = Lock::take(self)?;
+            let lock = Lock::take_swept(self).await?;
             if self.at_tag(name).await?.is_empty() {
                 return Err(self.no_version(name).await);
             }
@@ -178,7 +178,7 @@ impl Pool {
     /// table that gains by it. Gives fragments before and after.
     pub fn compact(&self) -> BoxFuture<'_, Result<Vec<(Table, usize, usize)>>> {
         async move {
-            let lock = Lock::take(self)?;
+            let lock = Lock::take_swept(self).await?;
             // What a stopped ingest has committed is in the versions' transactions until then.
             Ledger::open(self, &Tables::open(self).await?).await?;
             // Joined with others, a fragment without a computed column could not be told from one that has it.
@@ -204,7 +204,7 @@ impl Pool {
     /// Removes versions older than `age`, but for the newest and those with a tag. Gives versions and bytes removed.
     pub fn clean(&self, age: Duration) -> BoxFuture<'_, Result<(u64, u64)>> {
         async move {
-            let lock = Lock::take(self)?;
+            let lock = Lock::take_swept(self).await?;
             // What a stopped ingest has committed is in the versions' transactions until then.
             Ledger::open(self, &Tables::open(self).await?).await?;
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

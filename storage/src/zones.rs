@@ -15,7 +15,7 @@ impl Pool {
     /// Makes the zone map of a column of `pool`, or makes it anew.
     pub fn create_zone_map<'a>(&'a self, column: &'a str) -> BoxFuture<'a, Result<()>> {
         async move {
-            let lock = Lock::take(self)?;
+            let lock = Lock::take_swept(self).await?;
             let mut dataset = Dataset::clone(&*self.require(Table::Pool).await?);
             if dataset.schema().field(column).is_none() {
                 let names: Vec<&str> = dataset.schema().fields.iter().map(|field| field.name.as_str()).collect();

@@ -29,7 +29,7 @@ use crate::ledger::{Entry, FileDigest, Ledger, Tables};
 use crate::lock::Lock;
 use crate::rejects::{self, Reject};
 use crate::uid::hex_decode;
-use crate::{Error, OnProgress, Pool, Progress, Result, Table, schema, verify};
+use crate::{Error, OnProgress, Pool, Progress, Result, Table, schema};
 use sources::{Kind, Source};
 
 /// How to ingest.
@@ -89,10 +89,7 @@ pub fn ingest<'a>(
 ) -> BoxFuture<'a, Result<Summary>> {
     async move {
         let (sources, unreadable) = sources::find(sources)?;
-        let lock = Lock::take(pool)?;
-        if lock.unclean {
-            verify::sweep(pool).await?;
-        }
+        let lock = Lock::take_swept(pool).await?;
         let tables = Tables::open(pool).await?;
         let ledger = Ledger::open(pool, &tables).await?;
         if pool.dataset(Table::Rejects).await?.is_none() {
