@@ -65,7 +65,8 @@ fn table_of(subset: &Subset) -> Result<MemTable> {
     let batch = |start: usize| {
         let end = subset.len().min(start + BATCH_ROWS);
         let bytes: Vec<u8> = subset.uids()[start..end].iter().flat_map(|uid| uid.0).collect();
-        let mut columns: Vec<datafusion::arrow::array::ArrayRef> = vec![Arc::new(FixedSizeBinaryArray::try_new(16, Buffer::from_vec(bytes), None)?)];
+        let mut columns: Vec<datafusion::arrow::array::ArrayRef> =
+            vec![Arc::new(FixedSizeBinaryArray::try_new(16, Buffer::from_vec(bytes), None)?)];
         if let Some(weights) = subset.weights() {
             columns.push(Arc::new(Float32Array::from(weights[start..end].to_vec())));
         }

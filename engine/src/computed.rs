@@ -74,7 +74,9 @@ impl AnalyzerRule for UseComputed {
                 let qualified = expr.qualified_name();
                 let replaced = expr.transform_down(|expr| Ok(replace(expr, &stored, &scans, &schema)))?;
                 // What the plan gives keeps its name.
-                replaced.map_data(|new| Ok(if names && new.schema_name().to_string() != name { new.alias_qualified(qualified.0, qualified.1) } else { new }))
+                replaced.map_data(|new| {
+                    Ok(if names && new.schema_name().to_string() != name { new.alias_qualified(qualified.0, qualified.1) } else { new })
+                })
             })?;
             changed.map_data(|plan| plan.recompute_schema())
         })?;
@@ -85,7 +87,9 @@ impl AnalyzerRule for UseComputed {
 /// The names under which rows of the pool itself reach a plan, joined with nothing that would make them NULL.
 fn scans_of(plan: &LogicalPlan, alias: Option<&TableReference>, scans: &mut Vec<TableReference>) {
     match plan {
-        LogicalPlan::TableScan(scan) if scan.table_name.table() == Table::Pool.name() => scans.push(alias.unwrap_or(&scan.table_name).clone()),
+        LogicalPlan::TableScan(scan) if scan.table_name.table() == Table::Pool.name() => {
+            scans.push(alias.unwrap_or(&scan.table_name).clone())
+        }
         LogicalPlan::SubqueryAlias(inner) => match inner.input.as_ref() {
             scan @ LogicalPlan::TableScan(_) => scans_of(scan, Some(&inner.alias), scans),
             _ => {} // its columns may be anything

@@ -73,7 +73,8 @@ impl Session {
         let has_text = self.tables().await.iter().any(|(table, columns)| table == "pool" && columns.iter().any(|(name, _)| name == "text"));
         let uids = drawn.least.iter().map(|(_, uid)| format!("'{uid}'")).collect::<Vec<_>>().join(", ");
         let text = if has_text { "text" } else { "NULL" };
-        let rows = self.sql(&format!("SELECT uid, CAST({text} AS VARCHAR) AS text FROM pool WHERE uid IN ({uids}) ORDER BY uid"), &[]).await?;
+        let rows =
+            self.sql(&format!("SELECT uid, CAST({text} AS VARCHAR) AS text FROM pool WHERE uid IN ({uids}) ORDER BY uid"), &[]).await?;
         let batches: Vec<_> = rows.try_collect().await.map_err(|e| self.error(e))?;
         let mut samples = Vec::new();
         for batch in &batches {

@@ -49,7 +49,9 @@ impl Session {
         async move {
             let frame = self.filter_frame(filter).await?;
             let plan = frame.logical_plan().clone();
-            let Some((predicate, input)) = outermost_filter(&plan) else { return Err(Error::NoWhere { filter: filter.name().to_string() }) };
+            let Some((predicate, input)) = outermost_filter(&plan) else {
+                return Err(Error::NoWhere { filter: filter.name().to_string() });
+            };
             let conditions: Vec<Expr> = split_conjunction(&predicate).into_iter().cloned().collect();
             if conditions.len() > MOST {
                 return Err(Error::NoWhere { filter: filter.name().to_string() });
@@ -117,14 +119,23 @@ impl Session {
         }
         for score in ["clip_l14_similarity_score", "clip_b32_similarity_score"].into_iter().filter(|name| has(name)) {
             let deciles: Vec<f64> = self.deciles(&pool, score).await?;
-            let arms: String = deciles.iter().enumerate().map(|(i, t)| format!("WHEN {score} >= CAST({t:?} AS REAL) THEN '{} from {t:.4}' ", ordinal(i))).collect();
+            let arms: String = deciles
+                .iter()
+                .enumerate()
+                .map(|(i, t)| format!("WHEN {score} >= CAST({t:?} AS REAL) THEN '{} from {t:.4}' ", ordinal(i)))
+                .collect();
             let decile = format!("CASE WHEN {score} IS NULL OR isnan({score}) THEN 'NULL' {arms} ELSE 'tenth' END");
             let groups = self.groups(kept_rows.clone(), self.expr(&pool, &decile)?).await?;
-            survivors.push((format!("decile of {score}, the highest first"), in_order(groups, |name| (0..10).position(|i| name.starts_with(ordinal(i))))));
+            survivors.push((
+                format!("decile of {score}, the highest first"),
+                in_order(groups, |name| (0..10).position(|i| name.starts_with(ordinal(i)))),
+            ));
         }
         if has("original_width") && has("original_height") {
             let side = "least(original_width, original_height)";
-            let size = format!("CASE WHEN {side} IS NULL THEN 'NULL' WHEN {side} < 200 THEN 'below 200' WHEN {side} < 400 THEN '200 to 399' WHEN {side} < 800 THEN '400 to 799' ELSE '800 and more' END");
+            let size = format!(
+                "CASE WHEN {side} IS NULL THEN 'NULL' WHEN {side} < 200 THEN 'below 200' WHEN {side} < 400 THEN '200 to 399' WHEN {side} < 800 THEN '400 to 799' ELSE '800 and more' END"
+            );
             let order = ["below 200", "200 to 399", "400 to 799", "800 and more"];
             let groups = self.groups(kept_rows.clone(), self.expr(&pool, &size)?).await?;
             survivors.push(("smaller side in pixels".into(), in_order(groups, |name| order.iter().position(|known| *known == name))));
@@ -135,7 +146,10 @@ impl Session {
     /// The nine scores that part the pool into tenths, from the highest.
     async fn deciles(&self, pool: &DataFrame, score: &str) -> Result<Vec<f64>> {
         let errors = |e| self.error(e);
-        let tenth = |i: usize| self.expr(pool, &format!("top_fraction({score}, {})", i as f64 / 10.0)).map(|expr| cast(expr, arrow::datatypes::DataType::Float64).alias(format!("t{i}")));
+        let tenth = |i: usize| {
+            self.expr(pool, &format!("top_fraction({score}, {})", i as f64 / 10.0))
+                .map(|expr| cast(expr, arrow::datatypes::DataType::Float64).alias(format!("t{i}")))
+        };
         let thresholds = (1..10).map(tenth).collect::<Result<Vec<_>>>()?;
         let calls = thresholds.iter().map(|expr| match expr {
             Expr::Alias(alias) => match alias.expr.as_ref() {
@@ -147,7 +161,9 @@ impl Session {
         let frame = pool.clone().aggregate(vec![], calls.collect()).map_err(errors)?;
         let (rows, _) = self.rows(frame).await?;
         let batches: Vec<_> = rows.try_collect().await.map_err(errors)?;
-        let value = |column: &arrow::array::ArrayRef| ScalarValue::try_from_array(column, 0).ok()?.cast_to(&arrow::datatypes::DataType::Float64).ok();
+        let value = |column: &arrow::array::ArrayRef| {
+            ScalarValue::try_from_array(column, 0).ok()?.cast_to(&arrow::datatypes::DataType::Float64).ok()
+        };
         let values = batches.first().into_iter().flat_map(|batch| batch.columns()).filter_map(|column| match value(column)? {
             ScalarValue::Float64(value) => value,
             _ => None,
@@ -169,7 +185,8 @@ impl Session {
         for batch in &batches {
             let names = arrow::compute::cast(&batch["name"], &arrow::datatypes::DataType::Utf8).map_err(|e| errors(e.into()))?;
             let (names, counts) = (names.as_string::<i32>(), batch["n"].as_primitive::<Int64Type>());
-            groups.extend((0..batch.num_rows()).filter(|i| names.is_valid(*i)).map(|i| (names.value(i).to_string(), counts.value(i) as u64)));
+            groups
+                .extend((0..batch.num_rows()).filter(|i| names.is_valid(*i)).map(|i| (names.value(i).to_string(), counts.value(i) as u64)));
         }
         Ok(groups)
     }

@@ -3,12 +3,12 @@
 
 use std::ops::ControlFlow;
 
+use datafusion::scalar::ScalarValue;
 use datafusion::sql::parser::{CopyToSource, DFParserBuilder, Statement};
 use datafusion::sql::sqlparser::ast::{
-    DataType, ExactNumberInfo, Expr, FunctionArg, FunctionArgExpr, FunctionArguments, Query, SetExpr, Statement as SqlStatement, TableFactor,
-    UnaryOperator, Value, VisitMut, VisitorMut, CastKind,
+    CastKind, DataType, ExactNumberInfo, Expr, FunctionArg, FunctionArgExpr, FunctionArguments, Query, SetExpr, Statement as SqlStatement,
+    TableFactor, UnaryOperator, Value, VisitMut, VisitorMut,
 };
-use datafusion::scalar::ScalarValue;
 
 use crate::filter::{Filter, Parameter, ParameterType};
 use crate::{Error, Result};
@@ -81,7 +81,9 @@ fn expand_factor(factor: &mut TableFactor, depth: usize) -> Result<()> {
     for arg in args {
         let (name, value) = match arg {
             FunctionArg::Named { name, arg: FunctionArgExpr::Expr(value), .. } => (name.value.clone(), value.clone()),
-            FunctionArg::ExprNamed { name: Expr::Identifier(name), arg: FunctionArgExpr::Expr(value), .. } => (name.value.clone(), value.clone()),
+            FunctionArg::ExprNamed { name: Expr::Identifier(name), arg: FunctionArgExpr::Expr(value), .. } => {
+                (name.value.clone(), value.clone())
+            }
             other => return Err(usage(&format!("a filter's parameters are given by name: param => value, got {other}"))),
         };
         if given.iter().any(|(other, _)| *other == name) {
@@ -154,7 +156,8 @@ fn of_scalar(value: &ScalarValue) -> Expr {
 /// The one query of a text.
 fn query(sql: &str, filter: &str) -> Result<Query> {
     let wrong = |message: String| Error::Query { message: format!("filter '{filter}': {message}"), hint: None };
-    let mut statements = DFParserBuilder::new(sql).build().and_then(|mut p| p.parse_statements()).map_err(|e| wrong(Error::query(e, &[]).to_string()))?;
+    let mut statements =
+        DFParserBuilder::new(sql).build().and_then(|mut p| p.parse_statements()).map_err(|e| wrong(Error::query(e, &[]).to_string()))?;
     match (statements.pop_front(), statements.is_empty()) {
         (Some(Statement::Statement(statement)), true) => match *statement {
             SqlStatement::Query(query) => Ok(*query),

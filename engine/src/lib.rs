@@ -1,19 +1,28 @@
 //! SQL over a pool: the session, its catalog and functions, saved filters and their receipts.
 //!
-//! ```no_run
+//! ```
 //! # use tarn_engine as engine;
-//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! use futures::TryStreamExt;
 //!
-//! let session = engine::Session::open("POOL").await?;
-//! let batches = session.sql("SELECT uid, text FROM pool LIMIT $n", &[("n".into(), 5i64.into())]).await?;
-//! let batches: Vec<_> = batches.try_collect().await?;
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let root = folder.path().join("pool").display().to_string();
+//! # let csv = folder.path().join("samples.csv");
+//! # std::fs::write(&csv, "url,text\nhttp://a,a black cat\nhttp://b,dog\n")?;
+//! # storage::ingest::ingest(&storage::Pool::at(&root), &[csv.display().to_string()], &Default::default(), &|_| {}).await?;
+//! # let root = root.as_str();
+//! let session = engine::Session::open(root).await?;
+//! let rows = session.sql("SELECT uid, text FROM pool WHERE word_count(text) >= $n", &[("n".into(), 2i64.into())]).await?;
+//! let batches: Vec<arrow::record_batch::RecordBatch> = rows.try_collect().await?;
+//! assert_eq!(batches.iter().map(|batch| batch.num_rows()).sum::<usize>(), 1);
 //!
-//! let filter = engine::Filter::named("clip_score")?.bind(&[("fraction".into(), "0.3".into())])?;
+//! let filter = engine::Filter::named("random_subset")?.bind(&[("fraction".into(), "1.0".into())])?;
 //! let (subset, receipt) = session.subset(&filter).await?;
+//! assert_eq!((subset.len(), receipt.pool_rows), (2, 2));
 //! # Ok(()) }
 //! ```
-//! Writes no samples and knows no model.
+//! Writes no samples, and knows no model beyond the trait `Embed`.
 
 mod catalog;
 mod computed;
@@ -23,10 +32,11 @@ mod error;
 mod expand;
 mod filter;
 mod functions;
+#[cfg(test)]
+mod properties;
 mod resources;
 mod scan;
 mod session;
-
 mod statements;
 mod uid_text;
 

@@ -50,7 +50,6 @@ impl LanceTable {
         let indexed = indexes.iter().flat_map(|index| index.fields.iter().filter(|id| scalar(id)).filter_map(names)).collect();
         Ok(LanceTable { dataset, schema, indexed })
     }
-
 }
 
 /// Whether a scan can decide this itself: comparisons of columns with constants and what joins them. Functions are left

@@ -142,6 +142,12 @@ impl Session {
         *self.computed.stored.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = stored;
     }
 
+    /// Leaves expressions as they are, whatever columns hold them.
+    #[cfg(test)]
+    pub(crate) fn forget_computed(&self) {
+        self.set_stored(Vec::new());
+    }
+
     pub fn pool(&self) -> &Pool {
         &self.pool
     }

@@ -11,6 +11,8 @@ pub(crate) struct Products {
     pub xx: f32,
     /// Σ y·y
     pub yy: f32,
+    /// Σ (x-y)·(x-y), which near vectors would lose to rounding if it were made of the others.
+    pub dd: f32,
 }
 
 /// A number that vectors are made of.
@@ -63,7 +65,7 @@ pub(crate) fn products<X: Number, Y: Number>(x: &[X], y: &[Y]) -> Products {
 /// Eight sums of each kind, which compilers turn into vector instructions.
 fn by_lanes<X: Number, Y: Number>(x: &[X], y: &[Y]) -> Products {
     const LANES: usize = 8;
-    let (mut xy, mut xx, mut yy) = ([0f32; LANES], [0f32; LANES], [0f32; LANES]);
+    let (mut xy, mut xx, mut yy, mut dd) = ([0f32; LANES], [0f32; LANES], [0f32; LANES], [0f32; LANES]);
     let (blocks_x, rest_x) = x.as_chunks::<LANES>();
     let (blocks_y, rest_y) = y.as_chunks::<LANES>();
     for (x, y) in blocks_x.iter().zip(blocks_y) {
@@ -72,9 +74,10 @@ fn by_lanes<X: Number, Y: Number>(x: &[X], y: &[Y]) -> Products {
             xy[i] += x * y;
             xx[i] += x * x;
             yy[i] += y * y;
+            dd[i] += (x - y) * (x - y);
         }
     }
-    let mut sums = Products { xy: xy.iter().sum(), xx: xx.iter().sum(), yy: yy.iter().sum() };
+    let mut sums = Products { xy: xy.iter().sum(), xx: xx.iter().sum(), yy: yy.iter().sum(), dd: dd.iter().sum() };
     add_rest(&mut sums, rest_x, rest_y);
     sums
 }
@@ -85,6 +88,7 @@ fn add_rest<X: Number, Y: Number>(sums: &mut Products, x: &[X], y: &[Y]) {
         sums.xy += x * y;
         sums.xx += x * x;
         sums.yy += y * y;
+        sums.dd += (x - y) * (x - y);
     }
 }
 
@@ -96,7 +100,7 @@ unsafe fn avx512<X: Number, Y: Number>(x: &[X], y: &[Y]) -> Products {
     use std::arch::x86_64::*;
     let blocks = x.len() / 16;
     let zero = _mm512_setzero_ps();
-    let (mut xy, mut xx, mut yy) = ([zero; 2], [zero; 2], [zero; 2]);
+    let (mut xy, mut xx, mut yy, mut dd) = ([zero; 2], [zero; 2], [zero; 2], [zero; 2]);
     for i in 0..blocks {
         // SAFETY: 16 numbers lie behind each pointer.
         let (a, b) = unsafe { (X::load(x.as_ptr().add(i * 16)), Y::load(y.as_ptr().add(i * 16))) };
@@ -104,9 +108,11 @@ unsafe fn avx512<X: Number, Y: Number>(x: &[X], y: &[Y]) -> Products {
         xy[k] = _mm512_fmadd_ps(a, b, xy[k]);
         xx[k] = _mm512_fmadd_ps(a, a, xx[k]);
         yy[k] = _mm512_fmadd_ps(b, b, yy[k]);
+        let d = _mm512_sub_ps(a, b);
+        dd[k] = _mm512_fmadd_ps(d, d, dd[k]);
     }
     let sum = |v: [__m512; 2]| _mm512_reduce_add_ps(_mm512_add_ps(v[0], v[1]));
-    let mut sums = Products { xy: sum(xy), xx: sum(xx), yy: sum(yy) };
+    let mut sums = Products { xy: sum(xy), xx: sum(xx), yy: sum(yy), dd: sum(dd) };
     add_rest(&mut sums, &x[blocks * 16..], &y[blocks * 16..]);
     sums
 }
@@ -125,6 +131,7 @@ mod tests {
                 assert!((f64::from(got.xy) - exact(|x, y| x * y)).abs() < 1e-3, "{n}");
                 assert!((f64::from(got.xx) - exact(|x, _| x * x)).abs() < 1e-3, "{n}");
                 assert!((f64::from(got.yy) - exact(|_, y| y * y)).abs() < 1e-3, "{n}");
+                assert!((f64::from(got.dd) - exact(|x, y| (x - y) * (x - y))).abs() < 1e-3, "{n}");
             }
         }
     }

@@ -26,7 +26,7 @@ impl Metric {
             Metric::CosineSimilarity => p.xy / (p.xx.sqrt() * p.yy.sqrt()),
             Metric::CosineDistance => 1.0 - p.xy / (p.xx.sqrt() * p.yy.sqrt()),
             Metric::InnerProduct => p.xy,
-            Metric::L2Distance => unreachable!("is summed by its own loop"),
+            Metric::L2Distance => p.dd.sqrt(),
         }
     }
 }
@@ -119,25 +119,12 @@ pub fn measure(metric: Metric, a: &dyn Array, b: &dyn Array, rows: usize) -> Res
 }
 
 fn between(metric: Metric, x: &Vector, y: &Vector) -> f32 {
-    if metric == Metric::L2Distance {
-        return match (x, y) {
-            (Vector::F16(x), Vector::F16(y)) => l2(x.iter().map(|x| x.to_f32()), y.iter().map(|y| y.to_f32())),
-            (Vector::F16(x), Vector::F32(y)) => l2(x.iter().map(|x| x.to_f32()), y.iter().copied()),
-            (Vector::F32(x), Vector::F16(y)) => l2(x.iter().copied(), y.iter().map(|y| y.to_f32())),
-            (Vector::F32(x), Vector::F32(y)) => l2(x.iter().copied(), y.iter().copied()),
-        };
-    }
     metric.of(match (x, y) {
         (Vector::F16(x), Vector::F16(y)) => products(x, y),
         (Vector::F16(x), Vector::F32(y)) => products(x, y),
         (Vector::F32(x), Vector::F16(y)) => products(x, y),
         (Vector::F32(x), Vector::F32(y)) => products(x, y),
     })
-}
-
-/// Not from products: near vectors would lose their difference to rounding.
-fn l2(x: impl Iterator<Item = f32>, y: impl Iterator<Item = f32>) -> f32 {
-    x.zip(y).map(|(x, y)| (x - y) * (x - y)).sum::<f32>().sqrt()
 }
 
 #[cfg(test)]

@@ -89,9 +89,12 @@ impl VectorSet {
             }
             for (products, &row) in products.chunks_exact(n).zip(which) {
                 let first = best[row].unwrap_or((start, f32::NEG_INFINITY));
-                let found = products.iter().enumerate().fold(first, |(id, most), (i, &product)| {
-                    if product > most { (start + i, product) } else { (id, most) }
-                });
+                let found = products.iter().enumerate().fold(
+                    first,
+                    |(id, most), (i, &product)| {
+                        if product > most { (start + i, product) } else { (id, most) }
+                    },
+                );
                 best[row] = Some(found);
             }
         }

@@ -186,7 +186,10 @@ fn functions(name: &str) -> Result<()> {
     let Some(function) = all.iter().find(|function| function.name == name) else {
         let near = storage::closest(name, all.iter().map(|function| function.name.as_str()));
         let near = near.map(|near| format!(", did you mean {near}?")).unwrap_or_default();
-        return Err(Error::Usage { message: format!("'{name}' is none of tarn's functions{near}"), hint: "SHOW FUNCTIONS LIKE 'name%'; tells of all" });
+        return Err(Error::Usage {
+            message: format!("'{name}' is none of tarn's functions{near}"),
+            hint: "SHOW FUNCTIONS LIKE 'name%'; tells of all",
+        });
     };
     println!("{}\n{}", function.syntax, function.description);
     for (name, about) in &function.arguments {

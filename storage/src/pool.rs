@@ -36,8 +36,7 @@ pub enum Table {
 }
 
 impl Table {
-    pub const ALL: [Table; 7] =
-        [Table::Pool, Table::Images, Table::Ledger, Table::Rejects, Table::Runs, Table::Evals, Table::Vectors];
+    pub const ALL: [Table; 7] = [Table::Pool, Table::Images, Table::Ledger, Table::Rejects, Table::Runs, Table::Evals, Table::Vectors];
 
     /// Its name in SQL; the dataset is `NAME.lance`.
     pub fn name(self) -> &'static str {

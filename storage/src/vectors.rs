@@ -54,7 +54,11 @@ impl Pool {
             if let Some(dataset) = self.dataset(Table::Vectors).await? {
                 let wrap = || Error::lance(dataset.uri());
                 let mut scanner = dataset.scan();
-                scanner.project(&["id", "vector"]).map_err(wrap())?.filter(&format!("name = '{}'", name.replace('\'', "''"))).map_err(wrap())?;
+                scanner
+                    .project(&["id", "vector"])
+                    .map_err(wrap())?
+                    .filter(&format!("name = '{}'", name.replace('\'', "''")))
+                    .map_err(wrap())?;
                 let mut batches = scanner.try_into_stream().await.map_err(wrap())?;
                 while let Some(batch) = batches.try_next().await.map_err(wrap())? {
                     let (ids, vectors) = (batch["id"].as_primitive::<Int32Type>(), batch["vector"].as_list::<i32>());

@@ -17,7 +17,8 @@ pub const TESTS: &[Test] = &[
     ("function_reference_is_current", reference),
 ];
 
-pub const DATA_TESTS: &[DataTest] = &[("baselines_as_datacomp", baselines), ("functions_as_published", functions), ("pool_of_vectors", vectors)];
+pub const DATA_TESTS: &[DataTest] =
+    &[("baselines_as_datacomp", baselines), ("functions_as_published", functions), ("pool_of_vectors", vectors)];
 
 /// A pool of the real metadata, its vector sets, and a folder of resources.
 fn mini(t: &Sandbox, data: &Path) {
@@ -58,7 +59,11 @@ fn baselines(t: &Sandbox, data: &Path) {
     if wordnet_is_there() {
         assert!(select("text_based", &[]) == expected("text_based.npy"));
         let receipt = Receipt::read(&t.path("out.receipt.json")).unwrap();
-        assert!(["lid.176.bin", "index.noun", "noun.exc", "imagenet21k_wordnet_ids.txt"].iter().all(|name| receipt.resources.contains_key(*name)));
+        assert!(
+            ["lid.176.bin", "index.noun", "noun.exc", "imagenet21k_wordnet_ids.txt"]
+                .iter()
+                .all(|name| receipt.resources.contains_key(*name))
+        );
     }
     select("image_based_intersect_clip_score", &[]);
     let read = |path: &Path| Subset::read(path).unwrap();
@@ -68,7 +73,10 @@ fn baselines(t: &Sandbox, data: &Path) {
     // The same again from a column that was computed once.
     t.ok(&[&["sql", "pool", "-c", "ALTER TABLE pool ADD COLUMN english AS (lang_fasttext(text))"][..], &RESOURCES].concat());
     let plan = t.ok(&[&["filter", "pool", "basic_filter", "--explain"][..], &RESOURCES].concat());
-    assert!(plan.contains("english = ") && !plan.contains("FilterExec: character_length(text@1) > 5 AND word_count(text@1) > 2 AND lang"), "{plan}");
+    assert!(
+        plan.contains("english = ") && !plan.contains("FilterExec: character_length(text@1) > 5 AND word_count(text@1) > 2 AND lang"),
+        "{plan}"
+    );
     assert!(select("basic_filter", &[]) == expected("basic_filter.npy"));
     assert!(Receipt::read(&t.path("out.receipt.json")).unwrap().resources.contains_key("lid.176.bin"));
     // Another model: the column does not stand for its answers.
@@ -100,14 +108,21 @@ fn functions(t: &Sandbox, data: &Path) {
     let whole = std::fs::read(data.join("language/lid_small.bin")).unwrap();
     for len in [0, 3, 40, 1000, whole.len() / 2, whole.len() - 1] {
         std::fs::write(t.path("quantised/lid.176.bin"), &whole[..len]).unwrap();
-        t.fails(1, &["sql", "pool", "--resources", "quantised", "-c", "SELECT lang_fasttext(text) FROM pool"], &["quantised/lid.176.bin: "]);
+        t.fails(
+            1,
+            &["sql", "pool", "--resources", "quantised", "-c", "SELECT lang_fasttext(text) FROM pool"],
+            &["quantised/lid.176.bin: "],
+        );
     }
 }
 
 fn vectors(t: &Sandbox, data: &Path) {
     mini(t, data);
     let count = |condition: &str| {
-        t.ok(&["sql", "pool", "--format", "csv", "-c", &format!("SELECT count(*) AS n FROM pool WHERE {condition}")]).trim_start_matches("n\n").trim().to_string()
+        t.ok(&["sql", "pool", "--format", "csv", "-c", &format!("SELECT count(*) AS n FROM pool WHERE {condition}")])
+            .trim_start_matches("n\n")
+            .trim()
+            .to_string()
     };
     let with_vectors = count("l14_img IS NOT NULL");
     assert_ne!(with_vectors, "0");
@@ -124,12 +139,19 @@ fn vectors(t: &Sandbox, data: &Path) {
     t.fails(1, &["vectors", "pool", "drop", "targets"], &["pool has no vector set 'targets', it has centroids"]);
     let centroids = data.join("vectors/centroids_l14.npy").display().to_string();
     t.fails(1, &["vectors", "pool", "add", "centroids", &centroids], &["vector set 'centroids' exists"]);
-    t.fails(1, &[&["filter", "pool", "image_based", "-o", "a.npy", "--param", "centroids=centroid"][..], &RESOURCES].concat(), &["no vector set 'centroid'", "did you mean 'centroids'?"]);
+    t.fails(
+        1,
+        &[&["filter", "pool", "image_based", "-o", "a.npy", "--param", "centroids=centroid"][..], &RESOURCES].concat(),
+        &["no vector set 'centroid'", "did you mean 'centroids'?"],
+    );
 }
 
 fn files_and_copies(t: &Sandbox) {
     let pool = t.small_pool();
-    t.write("wide.sql", "-- about: wide\n-- param least: int = 104\nSELECT uid, original_width / 100.0 AS weight FROM pool WHERE original_width >= $least");
+    t.write(
+        "wide.sql",
+        "-- about: wide\n-- param least: int = 104\nSELECT uid, original_width / 100.0 AS weight FROM pool WHERE original_width >= $least",
+    );
     t.ok(&["filter", pool, "wide.sql", "-o", "wide.npy", "--param", "least=105"]);
     let wide = Subset::read(&t.path("wide.npy")).unwrap();
     assert_eq!((wide.len(), wide.weights().map(<[f32]>::len)), (3, Some(3)));
@@ -149,7 +171,10 @@ fn files_and_copies(t: &Sandbox) {
     // Files of other formats are tables.
     t.write("more.csv", "name,n\na,1\nb,2\n");
     t.write("more.json", "{\"name\":\"a\",\"n\":1}\n");
-    assert_eq!(t.ok(&["sql", pool, "--format", "csv", "-c", "SELECT sum(c.n) AS n FROM 'more.csv' AS c JOIN 'more.json' AS j ON c.name = j.name"]), "n\n1\n");
+    assert_eq!(
+        t.ok(&["sql", pool, "--format", "csv", "-c", "SELECT sum(c.n) AS n FROM 'more.csv' AS c JOIN 'more.json' AS j ON c.name = j.name"]),
+        "n\n1\n"
+    );
     t.fails(1, &["sql", pool, "-c", "SELECT $n", "--param", "n=1", "--param", "m=2"], &["has no parameter 'm'"]);
 }
 
@@ -169,7 +194,10 @@ fn computed_columns(t: &Sandbox) {
     ] {
         let plan = plan(sql);
         let physical = plan.split("physical_plan").nth(1).unwrap();
-        assert!(physical.contains("words") && !physical.contains("word_count(text") && !physical.contains("columns=[uid, text"), "{sql}: {plan}");
+        assert!(
+            physical.contains("words") && !physical.contains("word_count(text") && !physical.contains("columns=[uid, text"),
+            "{sql}: {plan}"
+        );
     }
     // Where it would not be the same, the expression stays.
     for sql in [
@@ -185,7 +213,11 @@ fn computed_columns(t: &Sandbox) {
     tarn_tests::write_metadata(&t.path("more.parquet"), &more);
     let output = t.tarn(&["ingest", pool, "more.parquet"]);
     assert!(output.stderr.contains("computed words for 8 new samples"), "{}", output.stderr);
-    assert_eq!(count(t, "SELECT count(*) FROM pool WHERE words IS DISTINCT FROM word_count(concat(text, ''))"), "2", "the two NULL captions");
+    assert_eq!(
+        count(t, "SELECT count(*) FROM pool WHERE words IS DISTINCT FROM word_count(concat(text, ''))"),
+        "2",
+        "the two NULL captions"
+    );
     // Compacting keeps it.
     t.ok(&["compact", pool]);
     assert_eq!(count(t, "SELECT sum(words) FROM pool"), "30");
@@ -224,7 +256,15 @@ fn looking(t: &Sandbox) {
     let pool = t.small_pool();
     let drops = t.ok(&["filter", pool, "SELECT uid FROM pool WHERE word_count(text) >= 2 AND original_width > 101", "--explain-drop"]);
     assert!(drops.starts_with("4 of 8 samples survive (50.00%)"), "{drops}");
-    let line = |start: &str| drops.lines().find(|line| line.contains(start)).unwrap_or_default().split('|').map(|cell| cell.trim().to_string()).collect::<Vec<_>>();
+    let line = |start: &str| {
+        drops
+            .lines()
+            .find(|line| line.contains(start))
+            .unwrap_or_default()
+            .split('|')
+            .map(|cell| cell.trim().to_string())
+            .collect::<Vec<_>>()
+    };
     assert_eq!(line("word_count(text) >= 2")[2..6], ["2", "25.00%", "2", "25.00%"]);
     assert_eq!(line("original_width > 101")[2..6], ["2", "25.00%", "2", "25.00%"]);
     assert!(drops.contains("decile of clip_l14_similarity_score") && drops.contains("below 200"), "{drops}");
@@ -277,5 +317,8 @@ fn reference(_: &Sandbox) {
         std::fs::write(&path, engine::reference()).unwrap();
     }
     let written = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(written == engine::reference(), "engine/FUNCTIONS.md is not current: TARN_WRITE_REFERENCE=1 cargo test --release --workspace --test e2e");
+    assert!(
+        written == engine::reference(),
+        "engine/FUNCTIONS.md is not current: TARN_WRITE_REFERENCE=1 cargo test --release --workspace --test e2e"
+    );
 }

@@ -38,7 +38,10 @@ static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
     let about = About {
         syntax: "top_fraction(score, fraction)",
         description: "DataComp's threshold: of the n scores that are neither NULL nor NaN, sorted descending, the element at index int(n * fraction). Keeping `score >= threshold` keeps n * fraction + 1 rows, and more where scores tie. A fraction of 1 gives the smallest score. Exact; over a whole relation it reads the relation twice (four times where the scores are DOUBLE) and holds half a megabyte a core, with GROUP BY it holds 8 bytes a row.",
-        arguments: &[("score", "A number; the result is of its type: REAL, or else DOUBLE."), ("fraction", "A number from 0 to 1, the same in every row.")],
+        arguments: &[
+            ("score", "A number; the result is of its type: REAL, or else DOUBLE."),
+            ("fraction", "A number from 0 to 1, the same in every row."),
+        ],
         example: "SELECT uid FROM pool WHERE clip_l14_similarity_score >= (SELECT top_fraction(clip_l14_similarity_score, 0.3) FROM pool)",
     };
     about.documentation()
@@ -139,7 +142,9 @@ fn set_fraction(fraction: &mut Option<f64>, fractions: &ArrayRef) -> Result<()> 
     for value in fractions.iter().flatten() {
         match fraction {
             _ if !(0.0..=1.0).contains(&value) => return exec_err!("top_fraction: the fraction must be between 0 and 1, got {value}"),
-            Some(first) if *first != value => return exec_err!("top_fraction: the fraction must be the same in every row, got {first} and {value}"),
+            Some(first) if *first != value => {
+                return exec_err!("top_fraction: the fraction must be the same in every row, got {first} and {value}");
+            }
             _ => *fraction = Some(value),
         }
     }
@@ -387,7 +392,12 @@ fn is_whole(aggregate: &Aggregate) -> bool {
 fn in_passes(aggregate: Aggregate) -> Result<LogicalPlan> {
     let Aggregate { input, aggr_expr, schema, .. } = aggregate;
     let calls: Vec<&AggregateFunction> = aggr_expr.iter().filter_map(call).collect();
-    let width = |call: &AggregateFunction| match call.params.args.first().map(|score| datafusion::logical_expr::ExprSchemable::get_type(score, input.schema())) {
+    let width = |call: &AggregateFunction| match call
+        .params
+        .args
+        .first()
+        .map(|score| datafusion::logical_expr::ExprSchemable::get_type(score, input.schema()))
+    {
         Some(Ok(DataType::Float32)) => 32,
         _ => 64,
     };

@@ -69,13 +69,19 @@ fn of_sets(sets: &Arc<Sets>) -> [ScalarUDF; 2] {
     let nearest_centroid = About {
         syntax: "nearest_centroid(vector, set)",
         description: "The id of the vector of a named set with the largest inner product, exact in float32; of equals the first.",
-        arguments: &[("vector", "A vector as long as those of the set."), ("set", "The name of a vector set of the pool (`tarn vectors POOL list`), a constant.")],
+        arguments: &[
+            ("vector", "A vector as long as those of the set."),
+            ("set", "The name of a vector set of the pool (`tarn vectors POOL list`), a constant."),
+        ],
         example: "SELECT nearest_centroid(l14_img, 'centroids') AS cluster, count(*) FROM pool GROUP BY cluster",
     };
     let max_similarity = About {
         syntax: "max_similarity(vector, set)",
         description: "The largest inner product with a vector of a named set, as a REAL: NormSim where the set holds the targets' embeddings.",
-        arguments: &[("vector", "A vector as long as those of the set."), ("set", "The name of a vector set of the pool (`tarn vectors POOL list`), a constant.")],
+        arguments: &[
+            ("vector", "A vector as long as those of the set."),
+            ("set", "The name of a vector set of the pool (`tarn vectors POOL list`), a constant."),
+        ],
         example: "SELECT uid FROM pool ORDER BY max_similarity(l14_img, 'targets') DESC LIMIT 1000",
     };
     let (for_nearest, for_most) = (sets.clone(), sets.clone());

@@ -251,8 +251,7 @@ impl FastText {
             return Err(wrong("its matrices are smaller than its dictionary"));
         }
         let (sums, sum_rows) = (Vec::new(), Vec::new());
-        let mut model =
-            FastText { dim, min_n, max_n, word_ngrams, buckets, words, labels, kept, input, output, head, sums, sum_rows };
+        let mut model = FastText { dim, min_n, max_n, word_ngrams, buckets, words, labels, kept, input, output, head, sums, sum_rows };
         model.sum_words(n_words);
         Ok(model)
     }
@@ -378,7 +377,10 @@ impl FastText {
         let n = self.labels.len();
         let logs = |probability: &dyn Fn(usize) -> f32| {
             let logs = (0..n).map(|i| (i, log(probability(i))));
-            logs.fold(None, |best: Option<(usize, f32)>, (i, log)| if best.is_some_and(|(_, most)| most >= log) { best } else { Some((i, log)) })
+            logs.fold(
+                None,
+                |best: Option<(usize, f32)>, (i, log)| if best.is_some_and(|(_, most)| most >= log) { best } else { Some((i, log)) },
+            )
         };
         match &self.head {
             Head::Tree(children) => {

@@ -43,9 +43,11 @@ const WORDNET: &str = "wordnet";
 const DEBIAN_WORDNET: &str = "/usr/share/wordnet";
 const IMAGENET: &str = "imagenet21k_wordnet_ids";
 
-const GET_LANGUAGE: &str = "https://dl.fbaipublicfiles.com/fasttext/supervised-models/lid.176.bin, or any other fastText language model under that name";
+const GET_LANGUAGE: &str =
+    "https://dl.fbaipublicfiles.com/fasttext/supervised-models/lid.176.bin, or any other fastText language model under that name";
 const GET_WORDNET: &str = "apt-get install wordnet-base, or the folder 'dict' of WordNet 3.0 under that name";
-const GET_LIST: &str = "https://storage.googleapis.com/bit_models/imagenet21k_wordnet_ids.txt, or any list of synsets under a name of yours";
+const GET_LIST: &str =
+    "https://storage.googleapis.com/bit_models/imagenet21k_wordnet_ids.txt, or any list of synsets under a name of yours";
 
 impl Resources {
     /// Looks in `given` if it is there, and else in `TARN_RESOURCES` and in `tarn/resources` of the user's data folder.
@@ -72,8 +74,12 @@ impl Resources {
             path: self.language_path(),
             how: GET_LANGUAGE,
         };
-        let wordnet =
-            Resource { name: format!("{WORDNET}/"), serves: "mentions_synset; filter text_based", path: self.wordnet_path(), how: GET_WORDNET };
+        let wordnet = Resource {
+            name: format!("{WORDNET}/"),
+            serves: "mentions_synset; filter text_based",
+            path: self.wordnet_path(),
+            how: GET_WORDNET,
+        };
         let list = Resource {
             name: format!("{IMAGENET}.txt"),
             serves: "mentions_synset; filter text_based",

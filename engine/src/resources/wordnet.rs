@@ -17,8 +17,7 @@ const PARTS: [(&str, &[(&str, &str)]); 4] = [
 ];
 
 /// The files that are read, below the WordNet folder.
-pub(crate) const FILES: [&str; 8] =
-    ["index.noun", "index.verb", "index.adj", "index.adv", "noun.exc", "verb.exc", "adj.exc", "adv.exc"];
+pub(crate) const FILES: [&str; 8] = ["index.noun", "index.verb", "index.adj", "index.adv", "noun.exc", "verb.exc", "adj.exc", "adv.exc"];
 
 /// Where each lemma's senses begin.
 pub(crate) struct WordNet {
@@ -89,7 +88,9 @@ pub(crate) fn read_list(path: &Path) -> io::Result<HashSet<u32>> {
     let text = read(path)?;
     let offset = |(i, line): (usize, &str)| {
         let digits = line.trim_start_matches(|c: char| c.is_ascii_alphabetic());
-        let wrong = || io::Error::new(io::ErrorKind::InvalidData, format!("line {}: not a synset: '{line}', expected for instance n01440764", i + 1));
+        let wrong = || {
+            io::Error::new(io::ErrorKind::InvalidData, format!("line {}: not a synset: '{line}', expected for instance n01440764", i + 1))
+        };
         digits.parse().map_err(|_| wrong())
     };
     text.lines().map(str::trim).enumerate().filter(|(_, line)| !line.is_empty()).map(offset).collect()
@@ -109,9 +110,16 @@ mod tests {
         write("noun.exc", "men man\n");
         write("verb.exc", "ran run\n");
         let wordnet = WordNet::open(folder.path()).expect("readable");
-        for (word, offset) in
-            [("Man", Some(10287213)), ("men", Some(10287213)), ("boxes", Some(2883344)), ("boxed", Some(1418667)), ("ran", Some(1926311)), ("running", None), ("runs", Some(1926311)), ("", None)]
-        {
+        for (word, offset) in [
+            ("Man", Some(10287213)),
+            ("men", Some(10287213)),
+            ("boxes", Some(2883344)),
+            ("boxed", Some(1418667)),
+            ("ran", Some(1926311)),
+            ("running", None),
+            ("runs", Some(1926311)),
+            ("", None),
+        ] {
             assert_eq!(wordnet.first_synset(word), offset, "{word}");
         }
         write("list.txt", "n02883344\n\n01418667\n");

@@ -27,11 +27,16 @@ pub(crate) async fn plan(session: &Session, column: &str, expression: &str) -> R
     let errors = |e: DataFusionError| session.error(e);
     let scan = session.context().table(storage::Table::Pool.name()).await.map_err(errors)?.into_unoptimized_plan();
     let unplanned = state.create_logical_expr(expression, scan.schema()).map_err(errors)?;
-    let refused = |reason: &str| Error::ColumnExpression { column: column.to_string(), expression: expression.to_string(), reason: reason.to_string() };
+    let refused = |reason: &str| Error::ColumnExpression {
+        column: column.to_string(),
+        expression: expression.to_string(),
+        reason: reason.to_string(),
+    };
     if unplanned.is_volatile() {
         return Err(refused("it gives another value each time"));
     }
-    let projected = LogicalPlanBuilder::from(scan.clone()).project(vec![unplanned.clone()]).and_then(|plan| plan.build()).map_err(errors)?;
+    let projected =
+        LogicalPlanBuilder::from(scan.clone()).project(vec![unplanned.clone()]).and_then(|plan| plan.build()).map_err(errors)?;
     session.load_sets(&projected).await?;
     let uses = session.uses(&projected)?;
     if !uses.sets.is_empty() {
@@ -67,7 +72,12 @@ fn stored(data_type: DataType) -> DataType {
     }
 }
 
-fn evaluate(expr: &Arc<dyn PhysicalExpr>, schema: &Arc<Schema>, to: &DataType, batch: RecordBatch) -> datafusion::common::Result<arrow::array::ArrayRef> {
+fn evaluate(
+    expr: &Arc<dyn PhysicalExpr>,
+    schema: &Arc<Schema>,
+    to: &DataType,
+    batch: RecordBatch,
+) -> datafusion::common::Result<arrow::array::ArrayRef> {
     let columns = schema.fields().iter().map(|field| batch[field.name().as_str()].clone()).collect();
     let batch = RecordBatch::try_new(schema.clone(), columns)?;
     let values = expr.evaluate(&batch)?.into_array(batch.num_rows())?;

@@ -30,7 +30,12 @@ pub(crate) fn check_columns(schema: &DFSchema) -> Result<()> {
 }
 
 /// Drains the rows into a sorted file; `memory` bytes are held at most.
-pub(crate) async fn write(mut rows: Rows, path: &Path, memory: usize, errors: impl Fn(datafusion::error::DataFusionError) -> Error) -> Result<Written> {
+pub(crate) async fn write(
+    mut rows: Rows,
+    path: &Path,
+    memory: usize,
+    errors: impl Fn(datafusion::error::DataFusionError) -> Error,
+) -> Result<Written> {
     let weighted = rows.schema().field_with_name("weight").is_ok();
     let mut writer = SubsetWriter::new(path, weighted, memory);
     let mut row = 0;

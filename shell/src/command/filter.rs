@@ -35,7 +35,10 @@ pub(crate) fn run(args: cli::Filter, runtime: &Runtime) -> Result<()> {
         let session = session(open(pool, args.at.as_deref()).await?, &args.queries, meter.clone()).await?;
         match (&args.diff, bound) {
             (Some(other), _) => diff(&session, &args, filter, other).await,
-            (None, None) => Err(Error::Usage { message: format!("{filter} is a subset already"), hint: "compare it: tarn filter POOL A.npy --diff B.npy" }),
+            (None, None) => Err(Error::Usage {
+                message: format!("{filter} is a subset already"),
+                hint: "compare it: tarn filter POOL A.npy --diff B.npy",
+            }),
             (None, Some(bound)) if args.explain => explain(&session, &bound).await,
             (None, Some(bound)) if args.explain_drop => explain_drop(&session, &bound, &meter).await,
             (None, Some(bound)) => write(&session, &bound, args.output.as_deref(), &meter).await,
@@ -56,7 +59,10 @@ fn check_output(output: &Path) -> Result<()> {
         return Err(Error::Usage { message, hint: "tarn filter POOL NAME -o subset.npy" });
     }
     match parent.is_some_and(|parent| !parent.is_dir()) {
-        true => Err(Error::Usage { message: format!("no such folder: {}", parent.unwrap_or(output).display()), hint: "make it first, or choose another" }),
+        true => Err(Error::Usage {
+            message: format!("no such folder: {}", parent.unwrap_or(output).display()),
+            hint: "make it first, or choose another",
+        }),
         false => Ok(()),
     }
 }

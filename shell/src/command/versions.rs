@@ -45,7 +45,8 @@ pub(crate) fn extend_columns(pool: &Pool, queries: &cli::Queries, runtime: &Runt
         return Ok(());
     }
     let meter = Arc::new(Meter::new("compute"));
-    let extended = block_on(runtime, async { Ok::<_, Error>(session(pool.clone(), queries, meter.clone()).await?.extend_columns().await?) });
+    let extended =
+        block_on(runtime, async { Ok::<_, Error>(session(pool.clone(), queries, meter.clone()).await?.extend_columns().await?) });
     meter.finish();
     for (column, rows) in extended? {
         crate::note!("computed {column} for {rows} new samples");

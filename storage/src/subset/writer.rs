@@ -281,7 +281,9 @@ mod tests {
         let mut digests = Vec::new();
         for memory in [usize::MAX, 1 << 20] {
             let mut writer = SubsetWriter::new(&path, false, memory);
-            all.chunks(777).try_for_each(|chunk| writer.push(&chunk.iter().flat_map(|uid| uid.0).collect::<Vec<u8>>(), &[])).expect("pushed");
+            all.chunks(777)
+                .try_for_each(|chunk| writer.push(&chunk.iter().flat_map(|uid| uid.0).collect::<Vec<u8>>(), &[]))
+                .expect("pushed");
             let written = writer.finish().expect("written");
             let subset = Subset::read(&path).expect("readable");
             assert_eq!(subset.uids(), expected);
