@@ -35,10 +35,12 @@ mod functions;
 #[cfg(test)]
 mod properties;
 mod resources;
+mod rows;
 mod scan;
 mod session;
 mod statements;
 mod uid_text;
+mod uses;
 
 pub use diff::Diff;
 pub use drops::{Condition, Drops};
@@ -46,4 +48,5 @@ pub use error::{Error, Result};
 pub use filter::{Bound, Filter, Parameter, ParameterType, guess};
 pub use functions::{Embed, FunctionInfo, function_list, reference};
 pub use resources::{Resource, Resources, digest};
-pub use session::{Options, Params, Rows, Scans, Session};
+pub use rows::{Rows, Scans};
+pub use session::{Options, Params, Session};

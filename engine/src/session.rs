@@ -1,33 +1,33 @@
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+
+use std::sync::{Arc, RwLock};
+
 use std::time::Instant;
 
-use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
-use arrow::datatypes::{DataType, SchemaRef};
-use datafusion::common::tree_node::TreeNodeRecursion;
+use arrow::datatypes::DataType;
 use datafusion::common::{DataFusionError, ParamValues};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
-use datafusion::execution::{SendableRecordBatchStream, SessionStateBuilder, TaskContext};
-use datafusion::logical_expr::{Expr, LogicalPlan};
+use datafusion::execution::{SessionStateBuilder, TaskContext};
+use datafusion::logical_expr::LogicalPlan;
 use datafusion::optimizer::Analyzer;
-use datafusion::physical_plan::{ExecutionPlan, execute_stream};
+use datafusion::physical_plan::execute_stream;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use datafusion::scalar::ScalarValue;
 use datafusion::sql::parser::Statement as DfStatement;
+use futures::FutureExt;
 use futures::future::BoxFuture;
-use futures::{FutureExt, Stream, StreamExt};
-use storage::{Computed, OnProgress, Pool, Progress, Receipt, Subset, Table, Written};
+use storage::{Computed, Pool, Progress, Receipt, Subset, Table, Written};
 
 use crate::computed::{Stored, UseComputed, analyzed};
 use crate::filter::Bound;
 use crate::functions::{Embed, Sets, TwoPasses};
 use crate::resources::Resources;
+use crate::rows::{Rows, watch};
 use crate::statements::{self, Statement, add_column, copy_subset};
 use crate::uid_text::UidText;
+use crate::uses::Uses;
 use crate::{Error, Result, catalog, functions};
 
 /// Named parameters of a query, `$name` in its text: always bound, never pasted.
@@ -60,21 +60,10 @@ pub struct Session {
     resources: Arc<Resources>,
     sets: Arc<Sets>,
     computed: Arc<UseComputed>,
+    /// The computed columns, as of the versions read.
+    columns: RwLock<Vec<Computed>>,
     on_progress: Arc<dyn Fn(Progress) + Send + Sync>,
 }
-
-/// What a query draws on besides the pool's rows.
-#[derive(Debug, Default)]
-pub(crate) struct Uses {
-    /// Functions with optional files behind them, and the list that each names.
-    functions: BTreeSet<(String, Option<String>)>,
-    pub sets: BTreeSet<String>,
-    /// Computed columns that it reads.
-    computed: BTreeSet<String>,
-}
-
-const OF_RESOURCES: [&str; 2] = ["lang_fasttext", "mentions_synset"];
-const OF_SETS: [&str; 2] = ["nearest_centroid", "max_similarity"];
 
 impl Session {
     /// Opens a pool at its newest version.
@@ -113,7 +102,16 @@ impl Session {
             let resources = Arc::new(Resources::new(options.resources));
             let sets = Arc::new(Sets::of(pool.clone()));
             functions::register(&context, &resources, &sets, options.embed.as_ref());
-            let session = Session { context, pool, memory: options.memory, resources, sets, computed, on_progress: options.on_progress };
+            let session = Session {
+                context,
+                pool,
+                memory: options.memory,
+                resources,
+                sets,
+                computed,
+                columns: RwLock::default(),
+                on_progress: options.on_progress,
+            };
             session.refresh().await?;
             Ok(session)
         }
@@ -125,7 +123,9 @@ impl Session {
         catalog::register(&self.context, &self.pool).await?;
         let mut stored = Vec::new();
         self.set_stored(Vec::new()); // or the expressions would be replaced by themselves
-        for column in self.pool.computed().await?.into_iter().filter(|column| column.lagging == 0) {
+        let columns = self.pool.computed().await?;
+        *self.columns.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = columns.clone();
+        for column in columns.into_iter().filter(|column| column.lagging == 0) {
             let scan = self.context.table(Table::Pool.name()).await.map_err(|e| self.error(e))?.into_unoptimized_plan();
             let state = self.context.state();
             let expr = state.create_logical_expr(&column.expression, scan.schema()).and_then(|expr| analyzed(&state, &scan, expr));
@@ -136,6 +136,10 @@ impl Session {
         }
         self.set_stored(stored);
         Ok(())
+    }
+
+    fn columns(&self) -> Vec<Computed> {
+        self.columns.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 
     fn set_stored(&self, stored: Vec<Stored>) {
@@ -258,47 +262,19 @@ impl Session {
                 }
             }
         }
-        for column in self.pool.computed().await?.into_iter().filter(|column| column.lagging > 0) {
+        for column in self.columns().into_iter().filter(|column| column.lagging > 0) {
             if uses.computed.contains(&column.column) {
                 let Computed { column, expression, lagging: rows, .. } = column;
                 return Err(storage::Error::ColumnLags { column, expression, rows }.into());
             }
         }
         let physical = state.query_planner().create_physical_plan(&plan, &state).await.map_err(errors)?;
-        let mut scans = Scans::default();
-        leaves(&physical, &mut scans);
-        let stream = execute_stream(physical, Arc::new(TaskContext::from(&state))).map_err(errors)?;
-        Ok((Rows { stream, scans }, uses))
+        let stream = execute_stream(physical.clone(), Arc::new(TaskContext::from(&state))).map_err(errors)?;
+        Ok((Rows::of(&physical, stream), uses))
     }
 
-    /// What a plan draws on. Subqueries count.
     pub(crate) fn uses(&self, plan: &LogicalPlan) -> Result<Uses> {
-        let mut uses = Uses::default();
-        let walked = plan.apply_with_subqueries(|node| {
-            if let LogicalPlan::TableScan(scan) = node {
-                let computed = |field: &Arc<arrow::datatypes::Field>| Computed::of_field(field).is_some();
-                uses.computed.extend(scan.projected_schema.fields().iter().filter(|f| computed(f)).map(|f| f.name().clone()));
-                let all = scan.source.schema();
-                let filtered = scan.filters.iter().flat_map(Expr::column_refs).map(|column| column.name.clone());
-                uses.computed.extend(filtered.filter(|name| all.fields().iter().any(|f| f.name() == name && computed(f))));
-            }
-            node.apply_expressions(|expr| {
-                use datafusion::common::tree_node::TreeNode;
-                expr.apply(|expr| {
-                    if let Expr::ScalarFunction(call) = expr {
-                        let constant = call.args.get(1).and_then(text_of);
-                        if OF_RESOURCES.contains(&call.name()) {
-                            uses.functions.insert((call.name().to_string(), constant));
-                        } else if OF_SETS.contains(&call.name()) {
-                            uses.sets.extend(constant);
-                        }
-                    }
-                    Ok(TreeNodeRecursion::Continue)
-                })
-            })
-        });
-        walked.map_err(|e| self.error(e))?;
-        Ok(uses)
+        Uses::of(plan).map_err(|e| self.error(e))
     }
 
     /// Reads the vector sets that a plan names.
@@ -385,7 +361,7 @@ impl Session {
 
     async fn receipt(&self, made: Made<'_>, written: Written, uses: &Uses) -> Result<Receipt> {
         let mut resources = self.digests(uses)?;
-        for column in self.pool.computed().await?.into_iter().filter(|column| uses.computed.contains(&column.column)) {
+        for column in self.columns().into_iter().filter(|column| uses.computed.contains(&column.column)) {
             resources.extend(column.resources);
         }
         Ok(Receipt {
@@ -437,105 +413,6 @@ impl<'a> Made<'a> {
     fn by(filter: &'a Bound) -> Made<'a> {
         let parameters = filter.params().iter().map(|(name, value)| (name.clone(), json(value))).collect();
         Made { filter: filter.name(), sql: filter.sql(), parameters, start: Instant::now() }
-    }
-}
-
-/// A query's rows, batch by batch, and how far its scans have come.
-pub struct Rows {
-    stream: SendableRecordBatchStream,
-    scans: Scans,
-}
-
-/// The scans of a running query.
-#[derive(Clone, Default)]
-pub struct Scans(Vec<Arc<dyn ExecutionPlan>>);
-
-impl Scans {
-    /// Rows scanned so far, of those that the scans have.
-    pub fn progress(&self) -> Progress {
-        let scanned = |scan: &Arc<dyn ExecutionPlan>| scan.metrics()?.sum_by_name("rows_scanned").map(|rows| rows.as_usize() as u64);
-        let all = |scan: &Arc<dyn ExecutionPlan>| scan.partition_statistics(None).ok()?.num_rows.get_value().map(|rows| *rows as u64);
-        Progress {
-            what: "scan".into(),
-            done: self.0.iter().filter_map(scanned).sum(),
-            total: self.0.iter().filter_map(all).sum(),
-            unit: "rows",
-        }
-    }
-}
-
-impl Rows {
-    pub fn schema(&self) -> SchemaRef {
-        self.stream.schema()
-    }
-
-    /// Tells how far the query has come, also while its rows are waited for.
-    pub fn scans(&self) -> Scans {
-        self.scans.clone()
-    }
-
-    /// One row that tells what a statement did.
-    fn told(columns: &[(&str, &dyn Told)]) -> Rows {
-        let columns = columns.iter().map(|(name, value)| (*name, value.column()));
-        let batch = RecordBatch::try_from_iter(columns).expect("columns of one row");
-        let schema = batch.schema();
-        let stream = futures::stream::iter([Ok(batch)]);
-        let stream = datafusion::physical_plan::stream::RecordBatchStreamAdapter::new(schema, stream);
-        Rows { stream: Box::pin(stream), scans: Scans::default() }
-    }
-}
-
-trait Told {
-    fn column(&self) -> ArrayRef;
-}
-
-impl Told for u64 {
-    fn column(&self) -> ArrayRef {
-        Arc::new(Int64Array::from(vec![*self as i64]))
-    }
-}
-
-impl Told for String {
-    fn column(&self) -> ArrayRef {
-        Arc::new(StringArray::from(vec![self.as_str()]))
-    }
-}
-
-impl Stream for Rows {
-    type Item = Result<RecordBatch, DataFusionError>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.stream.poll_next_unpin(context)
-    }
-}
-
-/// Runs to the end, and reports how far the scans have come now and then.
-async fn watch<T>(scans: Scans, on_progress: OnProgress<'_>, work: impl Future<Output = T>) -> T {
-    let mut tick = tokio::time::interval(std::time::Duration::from_millis(200));
-    let mut work = std::pin::pin!(work);
-    loop {
-        tokio::select! {
-            result = &mut work => return result,
-            _ = tick.tick() => on_progress(scans.progress()),
-        }
-    }
-}
-
-/// The nodes that count what they scan.
-fn leaves(plan: &Arc<dyn ExecutionPlan>, found: &mut Scans) {
-    if plan.children().is_empty() && plan.name() == "LanceScanExec" {
-        found.0.push(plan.clone());
-    }
-    plan.children().into_iter().for_each(|child| leaves(child, found));
-}
-
-/// The text of a constant, through the casts that analysis adds.
-fn text_of(expr: &Expr) -> Option<String> {
-    match expr {
-        Expr::Literal(value, _) => value.try_as_str().flatten().map(str::to_string),
-        Expr::Cast(cast) => text_of(&cast.expr),
-        Expr::Alias(alias) => text_of(&alias.expr),
-        _ => None,
     }
 }
 

@@ -9,7 +9,7 @@ use datafusion::common::DFSchema;
 use futures::TryStreamExt;
 use storage::{Subset, SubsetWriter, Uid, Written};
 
-use crate::session::Rows;
+use crate::rows::Rows;
 use crate::{Error, Result};
 
 /// The columns that a filter gives.
