@@ -1,15 +1,19 @@
 //! Uses columns that were computed once: an expression that a query contains is replaced by the column that holds it.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::RwLock;
 
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{Column, DFSchema, Result, TableReference};
+use datafusion::datasource::source_as_provider;
 use datafusion::execution::context::SessionState;
-use datafusion::logical_expr::{Expr, JoinType, LogicalPlan, LogicalPlanBuilder};
+use datafusion::logical_expr::{Expr, JoinType, LogicalPlan, LogicalPlanBuilder, TableScan};
 use datafusion::optimizer::AnalyzerRule;
 use storage::Table;
+
+use crate::scan::LanceTable;
 
 /// A stored column and the expression that it holds, over the pool's columns without a qualifier, as analysis leaves it.
 #[derive(Debug, Clone)]
@@ -36,7 +40,7 @@ pub(crate) fn analyzed(state: &SessionState, scan: &LogicalPlan, expr: Expr) -> 
     unqualified(expr)
 }
 
-fn unqualified(expr: Expr) -> Result<Expr> {
+pub(crate) fn unqualified(expr: Expr) -> Result<Expr> {
     let plain = expr.transform(|expr| {
         Ok(match expr {
             Expr::Column(column) => Transformed::yes(Expr::Column(Column::new_unqualified(column.name))),
@@ -60,6 +64,9 @@ impl AnalyzerRule for UseComputed {
         let plan = plan.transform_up_with_subqueries(|plan| {
             if !matches!(plan, LogicalPlan::Filter(_) | LogicalPlan::Projection(_) | LogicalPlan::Aggregate(_) | LogicalPlan::Sort(_)) {
                 return Ok(Transformed::no(plan));
+            }
+            if plan.expressions().iter().any(|expr| matches!(expr, Expr::GroupingSet(_))) {
+                return Ok(Transformed::no(plan)); // its columns are known by the expressions' names
             }
             let mut scans = Vec::new();
             plan.inputs().into_iter().for_each(|input| scans_of(input, None, &mut scans));
@@ -87,9 +94,7 @@ impl AnalyzerRule for UseComputed {
 /// The names under which rows of the pool itself reach a plan, joined with nothing that would make them NULL.
 fn scans_of(plan: &LogicalPlan, alias: Option<&TableReference>, scans: &mut Vec<TableReference>) {
     match plan {
-        LogicalPlan::TableScan(scan) if scan.table_name.table() == Table::Pool.name() => {
-            scans.push(alias.unwrap_or(&scan.table_name).clone())
-        }
+        LogicalPlan::TableScan(scan) if is_pool(scan) => scans.push(alias.unwrap_or(&scan.table_name).clone()),
         LogicalPlan::SubqueryAlias(inner) => match inner.input.as_ref() {
             scan @ LogicalPlan::TableScan(_) => scans_of(scan, Some(&inner.alias), scans),
             _ => {} // its columns may be anything
@@ -100,6 +105,11 @@ fn scans_of(plan: &LogicalPlan, alias: Option<&TableReference>, scans: &mut Vec<
         }
         _ => {}
     }
+}
+
+fn is_pool(scan: &TableScan) -> bool {
+    let provider = source_as_provider(&scan.source);
+    provider.is_ok_and(|provider| (provider.as_ref() as &dyn Any).downcast_ref::<LanceTable>().is_some_and(|table| table.is(Table::Pool)))
 }
 
 fn replace(expr: Expr, stored: &[Stored], scans: &[TableReference], schema: &DFSchema) -> Transformed<Expr> {

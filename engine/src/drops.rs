@@ -3,15 +3,16 @@
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{Int64Type, UInt64Type};
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::common::{JoinType, ScalarValue};
+use datafusion::common::{Column, JoinType, ScalarValue};
 use datafusion::functions_aggregate::expr_fn::count;
 use datafusion::logical_expr::utils::split_conjunction;
-use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, Operator, binary_expr, cast, lit, when};
+use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, Operator, binary_expr, cast, lit, not, when};
 use datafusion::prelude::{DataFrame, col};
 use futures::future::BoxFuture;
 use futures::{FutureExt, TryStreamExt};
 use storage::Table;
 
+use crate::computed::unqualified;
 use crate::filter::Bound;
 use crate::statements::{self, Statement};
 use crate::{Error, Result, Session};
@@ -54,7 +55,7 @@ impl Session {
             };
             let conditions: Vec<Expr> = split_conjunction(&predicate).into_iter().cloned().collect();
             if conditions.len() > MOST {
-                return Err(Error::NoWhere { filter: filter.name().to_string() });
+                return Err(Error::ManyConditions { filter: filter.name().to_string(), conditions: conditions.len(), most: MOST });
             }
             let failed = self.failed(input, &conditions).await?;
             let all = (1u64 << conditions.len()) - 1;
@@ -81,10 +82,15 @@ impl Session {
     /// How many rows fail which conditions, one bit a condition; NULL fails.
     async fn failed(&self, input: LogicalPlan, conditions: &[Expr]) -> Result<Vec<(u64, u64)>> {
         let errors = |e| self.error(e);
-        let bit = |(i, condition): (usize, &Expr)| when(condition.clone().is_true(), lit(0u64)).otherwise(lit(1u64 << i));
-        let bits: Vec<Expr> = conditions.iter().enumerate().map(bit).collect::<datafusion::common::Result<_>>().map_err(errors)?;
+        let (mut input, mut bits) = (LogicalPlanBuilder::from(input), Vec::new());
+        for (i, condition) in conditions.iter().enumerate() {
+            let (joined, holds) = marked(input, condition, i).map_err(errors)?;
+            let Some(holds) = holds else { return Err(Error::ConditionWithQuery { condition: text(condition) }) };
+            bits.push(when(holds.is_true(), lit(0u64)).otherwise(lit(1u64 << i)).map_err(errors)?);
+            input = joined;
+        }
         let mask = bits.into_iter().reduce(|a, b| binary_expr(a, Operator::BitwiseOr, b)).unwrap_or(lit(0u64));
-        let plan = LogicalPlanBuilder::from(input)
+        let plan = input
             .project(vec![mask.alias("mask")])
             .and_then(|plan| plan.aggregate(vec![col("mask")], vec![count(lit(1)).alias("n")]))
             .and_then(|plan| plan.build())
@@ -192,6 +198,26 @@ impl Session {
     }
 }
 
+/// The input with what is needed to tell whether a condition holds, and the expression that tells it. `x IN (SELECT ...)`
+/// becomes a join that marks the rows; other queries within a condition are `None`.
+fn marked(input: LogicalPlanBuilder, condition: &Expr, i: usize) -> datafusion::common::Result<(LogicalPlanBuilder, Option<Expr>)> {
+    match condition {
+        Expr::InSubquery(inside) if inside.subquery.outer_ref_columns.is_empty() => {
+            let alias = format!("__of_condition_{i}");
+            let right = LogicalPlanBuilder::from(inside.subquery.subquery.as_ref().clone()).alias(alias.as_str())?.build()?;
+            let (qualifier, field) = right.schema().qualified_field(0);
+            let value = Expr::Column(Column::new(qualifier.cloned(), field.name()));
+            let on = inside.expr.as_ref().clone().eq(value);
+            let joined = input.join_on(right, JoinType::LeftMark, [on])?;
+            let mark = Expr::Column(Column::new(Some(alias), "mark"));
+            let known = inside.expr.as_ref().clone().is_not_null();
+            Ok((joined, Some(if inside.negated { known.and(not(mark)) } else { mark })))
+        }
+        _ if condition.exists(|expr| Ok(matches!(expr, Expr::InSubquery(_) | Expr::Exists(_))))? => Ok((input, None)),
+        _ => Ok((input, Some(condition.clone()))),
+    }
+}
+
 fn ordinal(i: usize) -> &'static str {
     ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"][i.min(9)]
 }
@@ -217,8 +243,8 @@ fn text(condition: &Expr) -> String {
         subquery |= matches!(expr, Expr::ScalarSubquery(_) | Expr::InSubquery(_) | Expr::Exists(_));
         Ok(TreeNodeRecursion::Continue)
     });
-    let written = datafusion::sql::unparser::expr_to_sql(condition).map(|sql| sql.to_string().replace('"', ""));
-    let text = written.unwrap_or_else(|_| condition.to_string()).replace("pool.", "");
+    let plain = unqualified(condition.clone()).unwrap_or_else(|_| condition.clone());
+    let text = datafusion::sql::unparser::expr_to_sql(&plain).map_or_else(|_| plain.to_string(), |sql| sql.to_string());
     let text = text.strip_prefix('(').and_then(|text| text.strip_suffix(')')).unwrap_or(&text).to_string();
     if subquery && text.chars().count() > 160 { text.chars().take(159).chain(['…']).collect() } else { text }
 }

@@ -11,7 +11,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     #[error("unknown filter '{name}'")]
     UnknownFilter { name: String, near: Option<String> },
-    #[error("filter '{filter}' has no parameter '{name}', its parameters are: {known}")]
+    #[error("filter '{filter}' names ${name}, which its header does not declare")]
+    Undeclared { filter: String, name: String },
+    #[error("filter '{filter}' has no parameter '{name}', {}", if known.is_empty() { "it has none".to_string() } else { format!("its parameters are: {known}") })]
     UnknownParameter { filter: String, name: String, known: String },
     #[error("parameter '{name}' of filter '{filter}' must be {expected}, got '{got}'")]
     ParameterValue { filter: String, name: String, expected: String, got: String },
@@ -33,6 +35,10 @@ pub enum Error {
     FilterDepth { filter: String, depth: usize },
     #[error("filter '{filter}' has no WHERE of its own that could be taken apart")]
     NoWhere { filter: String },
+    #[error("the WHERE of filter '{filter}' has {conditions} conditions, {most} can be told apart")]
+    ManyConditions { filter: String, conditions: usize, most: usize },
+    #[error("a condition with a query within cannot be told from the others: {condition}")]
+    ConditionWithQuery { condition: String },
     #[error("a filter is one query")]
     NotAQuery,
     #[error("the table '{table}' cannot be {what} by SQL")]
@@ -64,7 +70,11 @@ impl Error {
                 "give a shipped filter (tarn filter --list), a file that ends in .sql, or SQL that starts with SELECT".into()
             }
             Error::UnknownParameter { name, known, .. } => {
-                return storage::closest(name, known.split(", ")).map(|near| format!("did you mean '{near}'?"));
+                let known = known.split(", ").filter(|known| !known.is_empty());
+                return storage::closest(name, known).map(|near| format!("did you mean '{near}'?"));
+            }
+            Error::Undeclared { name, .. } => {
+                format!("declare it in the file's first lines: -- param {name}: double = 0.3  -- what it means")
             }
             Error::ParameterMissing { name, .. } => format!("give it with --param {name}=VALUE"),
             Error::Header { .. } => "a parameter is declared as: -- param fraction: double = 0.3  -- what it means".into(),
@@ -72,6 +82,7 @@ impl Error {
             Error::ColumnType { column: "uid", .. } => "a text column becomes one with uid(column)".into(),
             Error::NullInSubset { .. } => "leave such rows out: WHERE ... IS NOT NULL".into(),
             Error::TableSample => "WHERE sample_hash(uid, 0) < 0.1 draws a tenth, the same at every run; another seed draws another".into(),
+            Error::NoWhere { .. } | Error::ConditionWithQuery { .. } => "compare with and without it: tarn filter POOL A --diff B".into(),
             Error::FilterDepth { .. } => "does one of them name itself?".into(),
             Error::TableFixed { table, .. } if table == "pool" => {
                 "samples come by: tarn ingest POOL SOURCE...; columns by: ALTER TABLE pool ADD COLUMN name AS (expression)".into()
@@ -93,6 +104,11 @@ impl Error {
 
     /// DataFusion's error without its stacked prefixes; `functions` are those that could have been meant.
     pub fn query(error: DataFusionError, functions: &[String]) -> Error {
+        if matches!(error.find_root(), DataFusionError::ResourcesExhausted(_)) {
+            let message = "the query needs more memory than it may have".to_string();
+            let hint = "give it more with --memory, or let it hold less: fewer groups or columns, no top_fraction by group";
+            return Error::Query { message, hint: Some(hint.into()) };
+        }
         let message = plain(&error).replace("datafusion.public.", "");
         let hint = missing_column(&error).or_else(|| unknown_name(&message, functions)).or_else(|| missing_value(&message));
         // DataFusion adds its own guess to some messages; ours is the hint.

@@ -7,10 +7,11 @@ use datafusion::scalar::ScalarValue;
 use datafusion::sql::parser::{CopyToSource, DFParserBuilder, Statement};
 use datafusion::sql::sqlparser::ast::{
     CastKind, DataType, ExactNumberInfo, Expr, FunctionArg, FunctionArgExpr, FunctionArguments, Query, SetExpr, Statement as SqlStatement,
-    TableFactor, UnaryOperator, Value, VisitMut, VisitorMut,
+    TableFactor, UnaryOperator, Value, ValueWithSpan, Visit, VisitMut, Visitor, VisitorMut,
 };
 
 use crate::filter::{Filter, Parameter, ParameterType};
+use crate::functions::internal;
 use crate::{Error, Result};
 
 /// Filters within filters, at most.
@@ -97,6 +98,9 @@ fn expand_factor(factor: &mut TableFactor, depth: usize) -> Result<()> {
         return Err(filter.unknown_parameter(unknown));
     }
     let parameters: Vec<(&str, Expr)> = filter.parameters.iter().map(|p| p.name.as_str()).zip(values).collect();
+    if let Some(unknown) = undeclared(&query, &filter) {
+        return Err(filter.undeclared(&unknown));
+    }
     substitute(&mut query, &parameters);
     walk(&mut query, depth + 1)?;
     let alias = alias.take();
@@ -128,7 +132,14 @@ fn value_of(filter: &Filter, parameter: &Parameter, given: &[(String, Expr)]) ->
         ParameterType::Int => DataType::BigInt(None),
         ParameterType::Boolean => DataType::Boolean,
     };
-    Ok(Expr::Cast { kind: CastKind::Cast, expr: Box::new(value), data_type, array: false, format: None })
+    let typed = Expr::Cast { kind: CastKind::Cast, expr: Box::new(value), data_type, array: false, format: None };
+    if parameter.choices.is_empty() {
+        return Ok(typed);
+    }
+    // What is no literal is looked at when the query runs.
+    let text = |text: &str| Expr::Value(Value::SingleQuotedString(text.to_string()).into());
+    let words = [filter.name(), &parameter.name].into_iter().chain(parameter.choices.iter().map(String::as_str));
+    call(internal::ONE_OF, [typed].into_iter().chain(words.map(text)))
 }
 
 fn literal(expr: &Expr) -> Option<String> {
@@ -185,6 +196,46 @@ fn substitute(query: &mut Query, values: &[(&str, Expr)]) {
     let _ = query.visit(&mut Placeholders(values)); // it never breaks off
 }
 
+/// A placeholder that the filter's header does not declare: it must not take a value from the query around it.
+fn undeclared(query: &Query, filter: &Filter) -> Option<String> {
+    struct Find<'a>(&'a Filter);
+    impl Visitor for Find<'_> {
+        type Break = String;
+
+        fn pre_visit_value(&mut self, value: &ValueWithSpan) -> ControlFlow<String> {
+            match &value.value {
+                Value::Placeholder(name) if !self.0.parameters.iter().any(|p| name.strip_prefix('$') == Some(&p.name)) => {
+                    ControlFlow::Break(name.trim_start_matches('$').to_string())
+                }
+                _ => ControlFlow::Continue(()),
+            }
+        }
+    }
+    query.visit(&mut Find(filter)).break_value()
+}
+
+fn call(name: &str, args: impl Iterator<Item = Expr>) -> Result<Expr> {
+    let args = args.map(|arg| arg.to_string()).collect::<Vec<_>>().join(", ");
+    let parsed = DFParserBuilder::new(format!("{name}({args})").as_str()).build().and_then(|mut parser| parser.parse_expr());
+    parsed.map(|parsed| parsed.expr).map_err(|e| Error::query(e, &[]))
+}
+
+/// Whether an expression names a column, outside queries of its own.
+struct Columns(bool);
+
+impl Visitor for Columns {
+    type Break = ();
+
+    fn pre_visit_query(&mut self, _: &Query) -> ControlFlow<()> {
+        ControlFlow::Break(())
+    }
+
+    fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        self.0 |= matches!(expr, Expr::Identifier(_) | Expr::CompoundIdentifier(_));
+        ControlFlow::Continue(())
+    }
+}
+
 /// `embedding(uid, 'column')`: that sample's vector, a constant where the uid is one.
 fn expand_embedding(expr: &mut Expr) -> Result<()> {
     let Expr::Function(function) = expr else { return Ok(()) };
@@ -214,6 +265,12 @@ fn expand_embedding(expr: &mut Expr) -> Result<()> {
     if let SetExpr::Select(_) = lookup.body.as_ref() {
         substitute(&mut lookup, &[("uid", uid.clone())]);
     }
-    *expr = Expr::Subquery(Box::new(lookup));
+    let mut columns = Columns(false);
+    let _ = uid.visit(&mut columns); // a query ends it
+    if columns.0 {
+        return Err(usage(&format!("embedding takes one uid for the whole query, got {uid}")));
+    }
+    let what = Expr::Value(Value::SingleQuotedString(format!("{uid} in {column}").replace('\'', "")).into());
+    *expr = call(internal::FOUND, [Expr::Subquery(Box::new(lookup)), what].into_iter())?;
     Ok(())
 }

@@ -203,6 +203,10 @@ impl Filter {
         Error::UnknownParameter { filter: self.name.clone(), name: name.to_string(), known }
     }
 
+    pub(crate) fn undeclared(&self, name: &str) -> Error {
+        Error::Undeclared { filter: self.name.clone(), name: name.to_string() }
+    }
+
     pub(crate) fn missing_parameter(&self, name: &str) -> Error {
         Error::ParameterMissing { filter: self.name.clone(), name: name.to_string() }
     }
@@ -233,7 +237,7 @@ impl Filter {
 
 impl Parameter {
     fn parse(text: &str) -> Result<Parameter, String> {
-        let (declaration, about) = text.split_once("--").unwrap_or((text, ""));
+        let (declaration, about) = split_unquoted(text, "--").unwrap_or((text, ""));
         let (name, rest) = declaration.split_once(':').ok_or("a parameter needs a type")?;
         let name = name.trim();
         if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
@@ -250,11 +254,20 @@ impl Parameter {
         let data_type = ParameterType::named(type_name)
             .ok_or_else(|| format!("unknown type '{type_name}', the types are text, double, int, boolean"))?;
         let inside = choices.trim_start_matches('(').trim_end_matches(')');
-        let choices = inside.split(',').map(unquote).filter(|choice| !choice.is_empty()).collect();
+        let (mut choices, mut left): (Vec<String>, &str) = (Vec::new(), inside);
+        while !left.trim().is_empty() {
+            let (choice, rest) = split_unquoted(left, ",").unwrap_or((left, ""));
+            choices.push(unquote(choice));
+            left = rest;
+        }
         let default = match default {
             Some(text) => {
                 let value = data_type.parse(&unquote(text));
-                Some(value.ok_or_else(|| format!("default {text} of '{name}' is not of type {type_name}"))?)
+                let value = value.ok_or_else(|| format!("default {text} of '{name}' is not of type {type_name}"))?;
+                if !choices.is_empty() && !value.is_null() && !choices.contains(&unquote(text)) {
+                    return Err(format!("default {text} of '{name}' is none of {}", choices.join(", ")));
+                }
+                Some(value)
             }
             None => None,
         };
@@ -262,8 +275,26 @@ impl Parameter {
     }
 }
 
+/// What stands before and behind the first `separator` outside quotes.
+fn split_unquoted<'a>(text: &'a str, separator: &str) -> Option<(&'a str, &'a str)> {
+    let mut quoted = false;
+    for (i, c) in text.char_indices() {
+        if c == '\'' {
+            quoted = !quoted;
+        } else if !quoted && text[i..].starts_with(separator) {
+            return Some((&text[..i], &text[i + separator.len()..]));
+        }
+    }
+    None
+}
+
+/// A text without the quotes around it, doubled ones within made single.
 fn unquote(text: &str) -> String {
-    text.trim().trim_matches('\'').to_string()
+    let text = text.trim();
+    match text.strip_prefix('\'').and_then(|text| text.strip_suffix('\'')) {
+        Some(inside) => inside.replace("''", "'"),
+        None => text.to_string(),
+    }
 }
 
 /// A value for a parameter that nothing declares: a number where it reads as one, else text.

@@ -50,6 +50,11 @@ impl LanceTable {
         let indexed = indexes.iter().flat_map(|index| index.fields.iter().filter(|id| scalar(id)).filter_map(names)).collect();
         Ok(LanceTable { dataset, schema, indexed })
     }
+
+    /// Whether it is this table of a pool.
+    pub fn is(&self, table: storage::Table) -> bool {
+        self.dataset.uri().ends_with(&format!("/{}.lance", table.name()))
+    }
 }
 
 /// Whether a scan can decide this itself: comparisons of columns with constants and what joins them. Functions are left
@@ -321,14 +326,11 @@ impl ExecutionPlan for LanceScanExec {
                 let kept = keep(&batch, &read, predicate.as_deref(), &scanned)?;
                 let kept = project(&kept, &schema, projected)?;
                 timer.done();
-                Ok::<_, DataFusionError>(kept.record_output(&baseline))
-            })
-            .try_filter(|batch| futures::future::ready(batch.num_rows() > 0))
-            .map_ok(move |batch| {
-                let batch = batch.slice(0, batch.num_rows().min(left));
+                let batch = kept.slice(0, kept.num_rows().min(left)).record_output(&baseline);
                 left -= batch.num_rows();
-                (batch, left == 0)
-            });
+                Ok::<_, DataFusionError>((batch, left == 0))
+            })
+            .try_filter(|(batch, last)| futures::future::ready(batch.num_rows() > 0 || *last));
         // The batch that reaches the limit is the last.
         let limited = futures::stream::try_unfold(Some(Box::pin(batches)), |state| async move {
             let Some(mut batches) = state else { return Ok::<_, DataFusionError>(None) };

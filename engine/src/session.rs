@@ -15,7 +15,7 @@ use datafusion::optimizer::Analyzer;
 use datafusion::physical_plan::execute_stream;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use datafusion::scalar::ScalarValue;
-use datafusion::sql::parser::Statement as DfStatement;
+use datafusion::sql::parser::{ExplainStatement, Statement as DfStatement};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use storage::{Computed, Pool, Progress, Receipt, Subset, Table, Written};
@@ -55,7 +55,9 @@ impl Default for Options {
 /// SQL over one pool.
 pub struct Session {
     context: SessionContext,
+    /// Where changes go, and the same at the versions that queries read.
     pool: Pool,
+    reads: RwLock<Pool>,
     memory: usize,
     resources: Arc<Resources>,
     sets: Arc<Sets>,
@@ -104,6 +106,7 @@ impl Session {
             functions::register(&context, &resources, &sets, options.embed.as_ref());
             let session = Session {
                 context,
+                reads: RwLock::new(pool.clone()),
                 pool,
                 memory: options.memory,
                 resources,
@@ -120,10 +123,15 @@ impl Session {
 
     /// Reads the tables at their newest versions (or those that the pool was opened at), and what columns are computed.
     async fn refresh(&self) -> Result<()> {
-        catalog::register(&self.context, &self.pool).await?;
+        let reads = match self.pool.is_at_version() {
+            true => self.pool.clone(),
+            false => self.pool.pinned().await?,
+        };
+        *self.reads.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = reads.clone();
+        catalog::register(&self.context, &reads).await?;
         let mut stored = Vec::new();
         self.set_stored(Vec::new()); // or the expressions would be replaced by themselves
-        let columns = self.pool.computed().await?;
+        let columns = reads.computed().await?;
         *self.columns.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = columns.clone();
         for column in columns.into_iter().filter(|column| column.lagging == 0) {
             let scan = self.context.table(Table::Pool.name()).await.map_err(|e| self.error(e))?.into_unoptimized_plan();
@@ -136,6 +144,10 @@ impl Session {
         }
         self.set_stored(stored);
         Ok(())
+    }
+
+    fn reads(&self) -> Pool {
+        self.reads.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 
     fn columns(&self) -> Vec<Computed> {
@@ -209,20 +221,32 @@ impl Session {
         let plan = add_column::plan(self, column, expression).await;
         self.refresh().await?;
         let plan = plan?;
-        let rows = self.pool.compute_column(&plan.computed, plan.data_type, &plan.inputs, plan.compute, &*self.on_progress).await?;
+        let rows = self.pool.compute_column(&plan.computed, plan.data_type, plan.compute, &*self.on_progress).await?;
         self.refresh().await?;
         Ok(rows)
     }
 
-    /// Extends all computed columns to rows that came after them. Gives each that lagged and the rows computed.
-    pub fn extend_columns(&self) -> BoxFuture<'_, Result<Vec<(String, u64)>>> {
+    /// Extends all computed columns to rows that came after them. Gives each that lagged, and the rows computed or what
+    /// stands against it.
+    pub fn extend_columns(&self) -> BoxFuture<'_, Result<Vec<(String, Result<u64>)>>> {
         async move {
             let mut extended = Vec::new();
             for Computed { column, expression, .. } in self.pool.computed().await?.into_iter().filter(|column| column.lagging > 0) {
-                let rows = self.add_column(&column, &expression).await?;
+                let rows = self.add_column(&column, &expression).await;
                 extended.push((column, rows));
             }
             Ok(extended)
+        }
+        .boxed()
+    }
+
+    /// The plan of a filter, without running it.
+    pub fn explain<'a>(&'a self, filter: &'a Bound) -> BoxFuture<'a, Result<Rows>> {
+        async move {
+            let Statement::Plain(statement) = statements::parse(&self.context.state(), filter.sql())? else { return Err(Error::NotAQuery) };
+            let explain = ExplainStatement { analyze: false, verbose: false, format: None, statement };
+            let frame = self.frame(DfStatement::Explain(explain), filter.params(), false).await?;
+            Ok(self.rows(frame).await?.0)
         }
         .boxed()
     }
@@ -342,13 +366,14 @@ impl Session {
         let Statement::Plain(statement) = statements::parse(&self.context.state(), filter.sql())? else { return Err(Error::NotAQuery) };
         let frame = self.frame(*statement, filter.params(), !filter.is_declared()).await?;
         copy_subset::check_columns(frame.schema())?;
-        self.rows(frame).await
+        self.rows(copy_subset::wanted(frame).map_err(|e| self.error(e))?).await
     }
 
     async fn copy_subset(&self, query: DfStatement, params: &Params, made: Made<'_>, path: &Path) -> Result<Receipt> {
+        copy_subset::check_folder(path)?;
         let frame = self.frame(query, params, true).await?;
         copy_subset::check_columns(frame.schema())?;
-        let (rows, uses) = self.rows(frame).await?;
+        let (rows, uses) = self.rows(copy_subset::wanted(frame).map_err(|e| self.error(e))?).await?;
         self.write(rows, uses, made, path).await
     }
 
@@ -369,7 +394,7 @@ impl Session {
             parameters: made.parameters,
             resources,
             wall_seconds: made.start.elapsed().as_secs_f64(),
-            ..Receipt::of(made.filter, &self.pool, written).await?
+            ..Receipt::of(made.filter, &self.reads(), written).await?
         })
     }
 

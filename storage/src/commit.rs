@@ -10,7 +10,7 @@ use lance::dataset::transaction::{DataReplacementGroup, Operation, Transaction, 
 use lance::dataset::{CommitBuilder, InsertBuilder, NewColumnTransform, WriteMode, WriteParams};
 use lance::table::format::{DataFile, Fragment};
 
-use crate::{Error, Pool, Result, Table};
+use crate::{Error, Pool, Result, Table, computed};
 
 /// Makes a table that does not exist, empty; `Error::Changed` if it does by now.
 pub(crate) async fn create(pool: &Pool, table: Table, schema: SchemaRef) -> Result<Arc<Dataset>> {
@@ -67,10 +67,11 @@ pub(crate) struct Change {
 /// The field id that marks a column of a data file as no longer read there.
 const TOMBSTONE: i32 = -2;
 
-/// The fragment with a file's columns in place of those that it had.
-fn replace_columns(fragment: &mut Fragment, new: DataFile) {
+/// The fragment with a file's columns in place of those that it had, and without those that are stale by it.
+fn replace_columns(fragment: &mut Fragment, new: DataFile, stale: &[i32]) {
     for file in &mut fragment.files {
-        let left: Vec<i32> = file.fields.iter().map(|id| if new.fields.contains(id) { TOMBSTONE } else { *id }).collect();
+        let goes = |id: &i32| new.fields.contains(id) || stale.contains(id);
+        let left: Vec<i32> = file.fields.iter().map(|id| if goes(id) { TOMBSTONE } else { *id }).collect();
         file.fields = left.into();
     }
     fragment.files.retain(|file| file.fields.iter().any(|id| *id != TOMBSTONE));
@@ -87,7 +88,8 @@ pub(crate) async fn commit(dataset: &Arc<Dataset>, change: Change, properties: H
         let mut fragments = dataset.manifest().fragments.as_ref().clone();
         for DataReplacementGroup(id, file) in change.columns {
             let fragment = fragments.iter_mut().find(|fragment| fragment.id == id);
-            replace_columns(fragment.ok_or_else(|| Error::Changed { path: dataset.uri().to_string() })?, file);
+            let stale = computed::reading(dataset, &file.fields);
+            replace_columns(fragment.ok_or_else(|| Error::Changed { path: dataset.uri().to_string() })?, file, &stale);
         }
         fragments.extend(change.fragments);
         Operation::Merge { fragments, schema: dataset.schema().clone(), preserves_nullability: false }

@@ -18,6 +18,8 @@ use crate::{Error, OnProgress, Pool, Progress, Result, Table};
 /// The field's metadata that hold the expression, and the digests of the optional files that it was computed with.
 const EXPRESSION: &str = "tarn.expression";
 const RESOURCES: &str = "tarn.resources";
+/// The names of the columns that the expression reads.
+const INPUTS: &str = "tarn.inputs";
 
 /// A computed column of `pool`, as it stands at the version read.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +28,8 @@ pub struct Computed {
     pub expression: String,
     /// Digests of optional files by name.
     pub resources: BTreeMap<String, String>,
+    /// The columns that the expression reads; none of them is computed itself.
+    pub inputs: Vec<String>,
     /// Rows that came after it was computed, or that a stopped computation has not reached.
     pub lagging: u64,
 }
@@ -33,8 +37,9 @@ pub struct Computed {
 /// What a column is computed with: a batch of its inputs in, as many values out.
 pub type Compute = Arc<dyn Fn(RecordBatch) -> Result<ArrayRef, Box<dyn std::error::Error + Send + Sync>> + Send + Sync>;
 
-/// A fragment's commit waits for others at most this long.
+/// A fragment's commit waits for others at most this long, and not at all where there are few.
 const COMMIT_EVERY: Duration = Duration::from_secs(10);
+const FEW_FRAGMENTS: usize = 64;
 const BATCH_ROWS: usize = 8192;
 
 pub(crate) fn is_computed(field: &Field) -> bool {
@@ -52,24 +57,51 @@ impl Computed {
     pub fn of_field(field: &Field) -> Option<Computed> {
         let expression = field.metadata().get(EXPRESSION)?.clone();
         let resources = field.metadata().get(RESOURCES).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-        Some(Computed { column: field.name().clone(), expression, resources, lagging: 0 })
+        let inputs = field.metadata().get(INPUTS).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+        Some(Computed { column: field.name().clone(), expression, resources, inputs, lagging: 0 })
     }
 
     fn field(&self, data_type: DataType) -> Field {
         let resources = serde_json::to_string(&self.resources).expect("texts are plain data");
-        let metadata = HashMap::from([(EXPRESSION.to_string(), self.expression.clone()), (RESOURCES.to_string(), resources)]);
+        let inputs = serde_json::to_string(&self.inputs).expect("texts are plain data");
+        let metadata = [(EXPRESSION, self.expression.clone()), (RESOURCES, resources), (INPUTS, inputs)];
+        let metadata: HashMap<String, String> = metadata.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
         Field::new(&self.column, data_type, true).with_metadata(metadata)
+    }
+}
+
+/// The ids of a column and of what lies within it.
+fn ids_of(dataset: &Dataset, column: &str) -> Vec<i32> {
+    let mut ids = Vec::new();
+    let mut left: Vec<_> = dataset.schema().field(column).into_iter().collect();
+    while let Some(field) = left.pop() {
+        ids.push(field.id);
+        left.extend(&field.children);
+    }
+    ids
+}
+
+/// The ids of the computed columns that read one of these fields: their values hold no longer where it is replaced.
+pub(crate) fn reading(dataset: &Dataset, replaced: &[i32]) -> Vec<i32> {
+    let reads = |column: &&Computed| column.inputs.iter().any(|input| ids_of(dataset, input).iter().any(|id| replaced.contains(id)));
+    of_dataset(dataset).iter().filter(reads).flat_map(|column| ids_of(dataset, &column.column)).collect()
+}
+
+/// An error if a computed column reads this one.
+pub(crate) fn must_be_unread(dataset: &Dataset, column: &str) -> Result<()> {
+    let readers = of_dataset(dataset).into_iter().filter(|computed| computed.inputs.iter().any(|input| input == column));
+    let readers: Vec<String> = readers.map(|computed| computed.column).collect();
+    match readers.is_empty() {
+        true => Ok(()),
+        false => Err(Error::ColumnRead { column: column.to_string(), readers: readers.join(", ") }),
     }
 }
 
 /// The fragments without a file for this column.
 fn without(dataset: &Dataset, column: &str) -> Vec<Fragment> {
-    let Some(field) = dataset.schema().field(column) else { return Vec::new() };
-    let mut ids = vec![field.id];
-    let mut children: Vec<_> = field.children.iter().collect();
-    while let Some(child) = children.pop() {
-        ids.push(child.id);
-        children.extend(&child.children);
+    let ids = ids_of(dataset, column);
+    if ids.is_empty() {
+        return Vec::new();
     }
     let has = |fragment: &&Fragment| !fragment.files.iter().any(|file| file.fields.iter().any(|id| ids.contains(id)));
     dataset.fragments().iter().filter(has).cloned().collect()
@@ -98,7 +130,6 @@ impl Pool {
         &'a self,
         column: &'a Computed,
         data_type: DataType,
-        inputs: &'a [String],
         compute: Compute,
         on_progress: OnProgress<'a>,
     ) -> BoxFuture<'a, Result<u64>> {
@@ -106,6 +137,7 @@ impl Pool {
             let lock = Lock::take_swept(self).await?;
             let mut dataset = self.require(Table::Pool).await?;
             let field = column.field(data_type);
+            let is_new = dataset.schema().field(&column.column).is_none();
             match dataset.schema().field(&column.column) {
                 Some(there) if Field::from(there).metadata().get(EXPRESSION) != Some(&column.expression) => {
                     return Err(Error::ColumnExists { column: column.column.clone() });
@@ -126,9 +158,18 @@ impl Pool {
                 let report = |rows: u64| {
                     on_progress(Progress { what: column.column.clone(), done: (done + rows).min(total), total, unit: "rows" });
                 };
-                change.columns.push(fill(&dataset, fragment, &column.column, inputs, &compute, &report).await?);
+                match fill(&dataset, fragment, &column.column, &column.inputs, &compute, &report).await {
+                    Ok(group) => change.columns.push(group),
+                    // Nothing of a column that cannot be computed is left.
+                    Err(e) if is_new && done == 0 => {
+                        let mut without = Dataset::clone(&dataset);
+                        without.drop_columns(&[&column.column]).await.map_err(Error::lance(dataset.uri()))?;
+                        return Err(e);
+                    }
+                    Err(e) => return Err(e),
+                }
                 done += fragment.num_rows().unwrap_or(0) as u64;
-                if last.elapsed() >= COMMIT_EVERY || i + 1 == missing.len() {
+                if last.elapsed() >= COMMIT_EVERY || missing.len() <= FEW_FRAGMENTS || i + 1 == missing.len() {
                     dataset = commit::commit(&dataset, std::mem::take(&mut change), HashMap::new()).await?;
                     last = Instant::now();
                 }
@@ -151,6 +192,7 @@ impl Pool {
             if column == "uid" {
                 return Err(Error::ColumnNeeded { column: column.into() });
             }
+            must_be_unread(&dataset, column)?;
             dataset.drop_columns(&[column]).await.map_err(Error::lance(dataset.uri()))?;
             lock.done();
             Ok(())

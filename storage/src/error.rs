@@ -66,6 +66,10 @@ pub enum Error {
     ColumnExists { column: String },
     #[error("column '{column}' cannot be dropped: every sample is known by it")]
     ColumnNeeded { column: String },
+    #[error("column '{column}' is read by the computed columns {readers}")]
+    ColumnRead { column: String, readers: String },
+    #[error("column '{column}' is computed, and has no zone map")]
+    IndexOfComputed { column: String },
     #[error("column '{column}' was computed with other versions of the optional files that its expression needs")]
     OtherResources { column: String },
     #[error("computed column '{column}' lacks {rows} rows that came after it")]
@@ -117,6 +121,10 @@ impl Error {
             Error::SubsetFormat { .. } => "make one with: tarn filter POOL NAME -o subset.npy".into(),
             Error::NothingToDraw { .. } => "ingest the shards that hold these samples: tarn ingest POOL shards/".into(),
             Error::SubsetEmpty => "loosen the filter, and look at it first: tarn sql POOL -c \"SELECT count(*) FROM (...)\"".into(),
+            Error::ColumnRead { readers, .. } => {
+                let first = readers.split(", ").next().unwrap_or(readers);
+                format!("drop those first: ALTER TABLE pool DROP COLUMN {first}")
+            }
             Error::OtherResources { column } => format!("compute it again: ALTER TABLE pool DROP COLUMN {column}, then add it"),
             Error::ColumnLags { column, expression, .. } => {
                 format!("extend it: ALTER TABLE pool ADD COLUMN {column} AS ({expression})")
@@ -127,7 +135,9 @@ impl Error {
                 Some(near) => format!("did you mean '{near}'?"),
                 None => format!("add it: tarn vectors {pool} add {name} FILE.npy"),
             },
-            Error::ColumnExists { .. } => "choose another name with --column, or add --replace".into(),
+            Error::ColumnExists { column } => {
+                format!("choose another name, add --replace (tarn embed), or drop it: ALTER TABLE pool DROP COLUMN {column}")
+            }
             Error::TableMissing { table: "images", .. } => "ingest the shards: tarn ingest POOL shards/".into(),
             _ => return None,
         })

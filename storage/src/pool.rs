@@ -12,7 +12,7 @@ use lance::session::Session;
 use lance::{Dataset, dataset::InsertBuilder};
 
 use crate::lock::Lock;
-use crate::{Error, Result, Uid};
+use crate::{Error, Result, Uid, computed};
 
 /// A pool: a folder, or an object-store URI, of Lance datasets.
 #[derive(Clone)]
@@ -78,6 +78,15 @@ impl Pool {
     /// The same pool, read at these versions.
     pub(crate) fn with_versions(self, versions: HashMap<Table, u64>) -> Pool {
         Pool { versions: Some(Arc::new(versions)), ..self }
+    }
+
+    /// The same pool, read at the versions that it has now.
+    pub fn pinned(&self) -> BoxFuture<'_, Result<Pool>> {
+        async move {
+            let versions = self.table_versions().await?.into_iter().collect();
+            Ok(self.clone().with_versions(versions))
+        }
+        .boxed()
     }
 
     /// Whether it is read at fixed versions, which do not change.
@@ -178,6 +187,9 @@ impl Pool {
                 let added = dataset.add_columns(NewColumnTransform::Reader(batches), None, None).await;
                 added.map_err(Error::lance(&uri))?;
                 return Ok(dataset.version().version);
+            }
+            for column in &present {
+                computed::must_be_unread(&dataset, column)?;
             }
             // The new columns are whole under other names before the old ones go.
             let new_name = |name: &str| format!("{name}__new");

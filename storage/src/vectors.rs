@@ -134,7 +134,7 @@ pub fn read_npy(path: &Path) -> Result<(usize, Vec<f32>)> {
     let npy = npyz::NpyFile::new(std::io::BufReader::new(file)).map_err(|e| wrong(e.to_string()))?;
     let (shape, descr) = (npy.shape().to_vec(), npy.dtype().descr());
     let &[n, dim] = shape.as_slice() else { return Err(wrong(format!("shape {shape:?}"))) };
-    if npy.order() != npyz::Order::C || n == 0 || dim == 0 {
+    if npy.order() != npyz::Order::C || n == 0 || !(1..=1 << 20).contains(&dim) || n.checked_mul(dim).is_none_or(|all| all > 1 << 40) {
         return Err(wrong(format!("shape {shape:?} in {:?} order", npy.order())));
     }
     let broken = |e: std::io::Error| wrong(e.to_string());

@@ -9,6 +9,7 @@ use futures::future::BoxFuture;
 use lance::Dataset;
 use lance::dataset::cleanup::CleanupPolicy;
 use lance::dataset::optimize::{CompactionOptions, compact_files};
+use lance::index::DatasetIndexExt;
 
 use crate::ledger::{Ledger, Tables};
 use crate::lock::Lock;
@@ -193,6 +194,9 @@ impl Pool {
                 let before = dataset.count_fragments();
                 let options = CompactionOptions { target_rows_per_fragment: 1 << 20, ..CompactionOptions::default() };
                 compact_files(&mut dataset, options, None).await.map_err(Error::lance(self.uri(table)))?;
+                if dataset.load_indices().await.map_err(Error::lance(self.uri(table)))?.iter().any(|index| !index.name.starts_with("__")) {
+                    dataset.optimize_indices(&Default::default()).await.map_err(Error::lance(self.uri(table)))?;
+                }
                 all.push((table, before, dataset.count_fragments()));
             }
             lock.done();

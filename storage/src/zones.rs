@@ -9,7 +9,7 @@ use lance_index::IndexType;
 use lance_index::scalar::{BuiltinIndexType, ScalarIndexParams};
 
 use crate::lock::Lock;
-use crate::{Error, Pool, Result, Table};
+use crate::{Error, Pool, Result, Table, computed};
 
 impl Pool {
     /// Makes the zone map of a column of `pool`, or makes it anew.
@@ -20,6 +20,11 @@ impl Pool {
             if dataset.schema().field(column).is_none() {
                 let names: Vec<&str> = dataset.schema().fields.iter().map(|field| field.name.as_str()).collect();
                 return Err(Error::NoColumn { path: self.root().into(), column: column.into(), known: names.join(", ") });
+            }
+            // Values of a computed column are replaced where what it reads is; an index would not know.
+            let field = arrow::datatypes::Field::from(dataset.schema().field(column).expect("looked up above"));
+            if computed::is_computed(&field) {
+                return Err(Error::IndexOfComputed { column: column.to_string() });
             }
             let params = ScalarIndexParams::for_builtin(BuiltinIndexType::ZoneMap);
             let made = dataset.create_index(&[column], IndexType::ZoneMap, None, &params, true).await;

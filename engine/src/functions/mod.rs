@@ -2,6 +2,7 @@
 
 mod embed;
 mod function;
+pub(crate) mod internal;
 mod language;
 mod reference;
 mod sample;
@@ -40,6 +41,7 @@ fn all(resources: &Arc<Resources>, sets: &Arc<Sets>, embed: Option<&Arc<dyn Embe
 
 pub(crate) fn register(context: &SessionContext, resources: &Arc<Resources>, sets: &Arc<Sets>, embed: Option<&Arc<dyn Embed>>) {
     let (scalars, aggregates) = all(resources, sets, embed);
+    internal::functions().into_iter().for_each(|function| context.register_udf(function));
     scalars.into_iter().for_each(|function| context.register_udf(function));
     aggregates.into_iter().for_each(|function| context.register_udaf(function));
 }

@@ -8,7 +8,7 @@ use arrow::array::{Array, ArrayRef, AsArray, ListArray, StructArray, UInt64Array
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field, FieldRef, Fields, Float32Type, Float64Type, Int8Type, UInt64Type};
 use datafusion::common::config::ConfigOptions;
-use datafusion::common::tree_node::Transformed;
+use datafusion::common::tree_node::{Transformed, TreeNodeRecursion};
 use datafusion::common::{Column, Result, exec_err, plan_err};
 use datafusion::logical_expr::expr::AggregateFunction;
 use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
@@ -78,6 +78,9 @@ impl AggregateUDFImpl for TopFraction {
     }
 
     fn accumulator(&self, args: AccumulatorArgs) -> Result<Box<dyn Accumulator>> {
+        if args.is_distinct || !args.order_bys.is_empty() {
+            return plan_err!("top_fraction takes neither DISTINCT nor ORDER BY: ask it of SELECT DISTINCT");
+        }
         Ok(Box::new(Held { data_type: args.return_type().clone(), keys: Vec::new(), fraction: None }))
     }
 
@@ -94,14 +97,14 @@ fn counts_field(name: &str) -> FieldRef {
     Arc::new(Field::new(format!("{name}_keys"), DataType::new_list(DataType::UInt64, true), true))
 }
 
-/// Numbers that sort as the scores do; NaN and NULL give none.
+/// Numbers that sort as the scores do when SQL compares them (-0 below 0); NaN and NULL give none.
 fn for_each_key(scores: &ArrayRef, mut each: impl FnMut(u64)) {
     match scores.data_type() {
         DataType::Float32 => {
             let scores = scores.as_primitive::<Float32Type>();
             let mut key = |score: f32| {
                 if !score.is_nan() {
-                    let bits = (score + 0.0).to_bits(); // -0 equals 0
+                    let bits = score.to_bits();
                     each(u64::from(if bits >> 31 == 1 { !bits } else { bits | 1 << 31 }));
                 }
             };
@@ -111,7 +114,7 @@ fn for_each_key(scores: &ArrayRef, mut each: impl FnMut(u64)) {
             }
         }
         _ => scores.as_primitive::<Float64Type>().iter().flatten().filter(|score| !score.is_nan()).for_each(|score| {
-            let bits = (score + 0.0).to_bits();
+            let bits = score.to_bits();
             each(if bits >> 63 == 1 { !bits } else { bits | 1 << 63 });
         }),
     }
@@ -386,7 +389,20 @@ fn call(expr: &Expr) -> Option<&AggregateFunction> {
 }
 
 fn is_whole(aggregate: &Aggregate) -> bool {
-    aggregate.group_expr.is_empty() && aggregate.aggr_expr.iter().any(|expr| call(expr).is_some())
+    aggregate.group_expr.is_empty() && aggregate.aggr_expr.iter().any(|expr| call(expr).is_some()) && is_same_again(&aggregate.input)
+}
+
+/// Whether a relation gives the same rows when it is read again, and can be read by itself.
+fn is_same_again(plan: &LogicalPlan) -> bool {
+    let mut same = true;
+    let walked = plan.apply_with_subqueries(|plan| {
+        same &= !matches!(plan, LogicalPlan::Limit(_)) && !plan.contains_outer_reference();
+        plan.apply_expressions(|expr| {
+            same &= !expr.is_volatile();
+            Ok(TreeNodeRecursion::Continue)
+        })
+    });
+    same && walked.is_ok()
 }
 
 fn in_passes(aggregate: Aggregate) -> Result<LogicalPlan> {

@@ -240,7 +240,7 @@ impl FastText {
         let output_too = r.flag()?;
         let output = if is_quantised && output_too { r.quantised(dim)? } else { r.matrix(dim)? };
         let head = match loss {
-            1 => Head::Tree(tree(&counts)),
+            1 => Head::Tree(tree(&counts)?),
             3 => Head::Softmax,
             2 | 4 => Head::Sigmoid,
             other => return Err(wrong(&format!("its loss {other} is unknown"))),
@@ -416,9 +416,12 @@ impl FastText {
 }
 
 /// The Huffman tree over labels whose counts descend.
-fn tree(counts: &[i64]) -> Vec<[u32; 2]> {
+fn tree(counts: &[i64]) -> io::Result<Vec<[u32; 2]>> {
     const UNKNOWN: i64 = 1_000_000_000_000_000;
     let n = counts.len();
+    if counts.iter().any(|count| !(0..UNKNOWN).contains(count)) {
+        return Err(wrong("its labels have impossible counts"));
+    }
     let mut weights = counts.to_vec();
     weights.resize(2 * n - 1, UNKNOWN);
     let (mut leaf, mut node) = (n, n);
@@ -434,10 +437,13 @@ fn tree(counts: &[i64]) -> Vec<[u32; 2]> {
             }
         };
         let pair = [least(), least()];
+        if pair.iter().any(|child| *child >= i) {
+            return Err(wrong("its labels' counts make no tree"));
+        }
         weights[i] = weights[pair[0]].saturating_add(weights[pair[1]]);
         children.push(pair.map(|child| child as u32));
     }
-    children
+    Ok(children)
 }
 
 fn add(out: &mut [f32], row: &[f32]) {

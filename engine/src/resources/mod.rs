@@ -149,9 +149,12 @@ impl Resources {
     pub(crate) fn digests(&self, function: &str, list: Option<&str>) -> Result<BTreeMap<String, String>> {
         let mut paths = Vec::new();
         match function {
-            "lang_fasttext" => paths.extend(self.language_path()),
+            "lang_fasttext" => {
+                paths.push(self.language_path().ok_or_else(|| self.missing(LANGUAGE_MODELS.join("' or '"), GET_LANGUAGE))?);
+            }
             "mentions_synset" => {
-                paths.extend(self.wordnet_path().into_iter().flat_map(|folder| wordnet::FILES.map(|name| folder.join(name))));
+                let wordnet = self.wordnet_path().ok_or_else(|| self.missing(format!("{WORDNET}/"), GET_WORDNET))?;
+                paths.extend(wordnet::FILES.map(|name| wordnet.join(name)));
                 paths.extend(list.and_then(|name| self.find(&format!("{name}.txt"))));
             }
             _ => {}

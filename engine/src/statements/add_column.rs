@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
-use arrow::datatypes::{DataType, Schema};
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::{DataType, Float32Type, Float64Type, Schema};
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{DFSchema, DataFusionError};
-use datafusion::logical_expr::{ExprSchemable, LogicalPlanBuilder};
+use datafusion::logical_expr::simplify::SimplifyContext;
+use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlanBuilder, Volatility};
+use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_expr::PhysicalExpr;
 use storage::{Compute, Computed};
 
@@ -17,7 +20,6 @@ use crate::{Error, Result, Session};
 pub(crate) struct Plan {
     pub computed: Computed,
     pub data_type: DataType,
-    pub inputs: Vec<String>,
     pub compute: Compute,
 }
 
@@ -32,8 +34,15 @@ pub(crate) async fn plan(session: &Session, column: &str, expression: &str) -> R
         expression: expression.to_string(),
         reason: reason.to_string(),
     };
-    if unplanned.is_volatile() {
-        return Err(refused("it gives another value each time"));
+    for (name, volatility) in volatilities(&unplanned).map_err(errors)? {
+        match volatility {
+            _ if name.starts_with("embed_") => {
+                return Err(refused("it depends on a model, whose files may change (tarn embed adds a model's columns)"));
+            }
+            Volatility::Immutable => {}
+            Volatility::Stable => return Err(refused("it may give another value at another time")),
+            Volatility::Volatile => return Err(refused("it gives another value each time")),
+        }
     }
     let projected =
         LogicalPlanBuilder::from(scan.clone()).project(vec![unplanned.clone()]).and_then(|plan| plan.build()).map_err(errors)?;
@@ -51,16 +60,26 @@ pub(crate) async fn plan(session: &Session, column: &str, expression: &str) -> R
     if inputs.iter().any(|input| input == column) {
         return Err(refused("it names itself"));
     }
+    let is_computed =
+        |input: &&String| scan.schema().field_with_unqualified_name(input).is_ok_and(|field| Computed::of_field(field).is_some());
+    if let Some(input) = inputs.iter().find(is_computed) {
+        return Err(refused(&format!("'{input}' is computed itself: write what it stands for")));
+    }
     let fields: Vec<_> = inputs.iter().filter_map(|name| scan.schema().field_with_unqualified_name(name).ok().cloned()).collect();
     let schema = Arc::new(Schema::new(fields));
     let df_schema = DFSchema::try_from(schema.clone()).map_err(errors)?;
     let data_type = stored(expr.get_type(&df_schema).map_err(errors)?);
+    if data_type == DataType::Null {
+        return Err(refused("it is NULL in every row"));
+    }
+    let simplifier = ExprSimplifier::new(SimplifyContext::builder().with_schema(Arc::new(df_schema.clone())).build());
+    let expr = simplifier.simplify(expr).map_err(errors)?;
     let physical = state.create_physical_expr(expr, &df_schema).map_err(errors)?;
     let resources: BTreeMap<String, String> = session.digests(&uses)?;
-    let computed = Computed { column: column.to_string(), expression: expression.to_string(), resources, lagging: 0 };
+    let computed = Computed { column: column.to_string(), expression: expression.to_string(), resources, inputs, lagging: 0 };
     let to = data_type.clone();
     let compute: Compute = Arc::new(move |batch| Ok(evaluate(&physical, &schema, &to, batch)?));
-    Ok(Plan { computed, data_type, inputs, compute })
+    Ok(Plan { computed, data_type, compute })
 }
 
 /// The type that a column of such values is stored in.
@@ -72,6 +91,18 @@ fn stored(data_type: DataType) -> DataType {
     }
 }
 
+/// The functions that are called, and how steady each is.
+fn volatilities(expr: &Expr) -> datafusion::common::Result<Vec<(String, Volatility)>> {
+    let mut found = Vec::new();
+    expr.apply(|expr| {
+        if let Expr::ScalarFunction(call) = expr {
+            found.push((call.name().to_string(), call.func.signature().volatility));
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(found)
+}
+
 fn evaluate(
     expr: &Arc<dyn PhysicalExpr>,
     schema: &Arc<Schema>,
@@ -81,5 +112,11 @@ fn evaluate(
     let columns = schema.fields().iter().map(|field| batch[field.name().as_str()].clone()).collect();
     let batch = RecordBatch::try_new(schema.clone(), columns)?;
     let values = expr.evaluate(&batch)?.into_array(batch.num_rows())?;
-    Ok(arrow::compute::cast(&values, to)?)
+    let values = arrow::compute::cast(&values, to)?;
+    // -0 is told from 0 by some comparisons and not by others.
+    Ok(match to {
+        DataType::Float32 => Arc::new(values.as_primitive::<Float32Type>().unary::<_, Float32Type>(|x| x + 0.0)),
+        DataType::Float64 => Arc::new(values.as_primitive::<Float64Type>().unary::<_, Float64Type>(|x| x + 0.0)),
+        _ => values,
+    })
 }

@@ -5,7 +5,9 @@ use std::path::Path;
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float32Type};
-use datafusion::common::DFSchema;
+use datafusion::common::{Column, DFSchema};
+use datafusion::logical_expr::Expr;
+use datafusion::prelude::DataFrame;
 use futures::TryStreamExt;
 use storage::{Subset, SubsetWriter, Uid, Written};
 
@@ -26,6 +28,25 @@ pub(crate) fn check_columns(schema: &DFSchema) -> Result<()> {
             Err(Error::ColumnType { column: "weight", expected: "a number", got: weight.data_type().to_string() })
         }
         _ => Ok(()),
+    }
+}
+
+/// The query's columns `uid` and `weight` alone: others are not read for nothing.
+pub(crate) fn wanted(frame: DataFrame) -> datafusion::common::Result<DataFrame> {
+    let column = |name| {
+        let (qualifier, field) = frame.schema().qualified_field_with_unqualified_name(name).ok()?;
+        Some(Expr::Column(Column::new(qualifier.cloned(), field.name())))
+    };
+    let columns: Vec<Expr> = ["uid", "weight"].into_iter().filter_map(column).collect();
+    frame.select(columns)
+}
+
+/// The folder of a file that is to be written must be there.
+pub(crate) fn check_folder(path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    match folder.filter(|folder| !folder.is_dir()) {
+        Some(folder) => Err(Error::Io { path: folder.to_path_buf(), source: std::io::ErrorKind::NotFound.into() }),
+        None => Ok(()),
     }
 }
 

@@ -3,11 +3,12 @@
 pub(crate) mod add_column;
 pub(crate) mod copy_subset;
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use datafusion::execution::context::SessionState;
 use datafusion::sql::parser::{CopyToSource, Statement as DfStatement};
-use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
+use datafusion::sql::sqlparser::ast::{Query, Statement as SqlStatement, Visit, Visitor};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
@@ -39,7 +40,7 @@ pub(crate) fn parse(state: &SessionState, text: &str) -> Result<Statement> {
     let mut statement = state.sql_to_statement(text, &dialect).map_err(|e| Error::query(e, &[]))?;
     expand(&mut statement)?;
     match statement {
-        DfStatement::CopyTo(copy) if copy.target.ends_with(".npy") => {
+        DfStatement::CopyTo(copy) if copy.target.ends_with(".npy") && copy.stored_as.is_none() => {
             let sql = copy.source.to_string();
             let query = match copy.source {
                 CopyToSource::Query(query) => SqlStatement::Query(query),
@@ -58,8 +59,17 @@ pub(crate) fn parse(state: &SessionState, text: &str) -> Result<Statement> {
             refuse_changes(&statement)?;
             Ok(Statement::Plain(Box::new(DfStatement::Statement(statement))))
         }
+        DfStatement::CreateExternalTable(create) if of_pool_name(&create.name.to_string()) => {
+            Err(Error::TableFixed { table: create.name.to_string(), what: "made anew" })
+        }
         other => Ok(Statement::Plain(Box::new(other))),
     }
+}
+
+/// Whether a name, qualified or not, is that of one of the pool's tables.
+fn of_pool_name(name: &str) -> bool {
+    let last = name.rsplit('.').next().unwrap_or(name).trim_matches('"');
+    Table::ALL.iter().any(|table| table.name().eq_ignore_ascii_case(last))
 }
 
 /// `ALTER TABLE` and `CREATE INDEX`, whose forms here the parser of other statements does not have.
@@ -113,12 +123,27 @@ fn alter_table(parser: &mut Parser) -> Result<Statement, ParserError> {
         let column = name(parser)?;
         parser.expect_keyword(Keyword::AS)?;
         parser.expect_token(&Token::LParen)?;
-        let expression = parser.parse_expr()?.to_string();
+        let expression = parser.parse_expr()?;
+        if expression.visit(&mut Queries).is_break() {
+            return Err(ParserError::ParserError(format!("column '{column}' cannot be computed from a query")));
+        }
+        let expression = expression.to_string();
         parser.expect_token(&Token::RParen)?;
         Statement::AddColumn { column, expression }
     };
     end(parser)?;
     Ok(statement)
+}
+
+/// Breaks off at the first query.
+struct Queries;
+
+impl Visitor for Queries {
+    type Break = ();
+
+    fn pre_visit_query(&mut self, _: &Query) -> ControlFlow<()> {
+        ControlFlow::Break(())
+    }
 }
 
 fn create_index(parser: &mut Parser) -> Result<Statement, ParserError> {
@@ -147,8 +172,7 @@ fn refuse_changes(statement: &SqlStatement) -> Result<()> {
         SqlStatement::Delete(_) => ("written to", vec![Table::Pool.name().to_string()]),
         _ => return Ok(()),
     };
-    let of_pool = |name: &&String| Table::ALL.iter().any(|table| table.name().eq_ignore_ascii_case(name.trim_matches('"')));
-    match names.iter().find(of_pool) {
+    match names.iter().find(|name| of_pool_name(name)) {
         Some(table) => Err(Error::TableFixed { table: table.clone(), what }),
         None => Ok(()),
     }

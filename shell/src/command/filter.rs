@@ -85,9 +85,7 @@ async fn write(session: &Session, filter: &Bound, output: Option<&Path>, meter: 
 }
 
 async fn explain(session: &Session, filter: &Bound) -> Result<()> {
-    let mut params = filter.params().to_vec();
-    params.retain(|(name, _)| filter.sql().contains(&format!("${name}")));
-    sql::print(session, &format!("EXPLAIN {}", filter.sql()), &params, Format::Table, None).await
+    sql::print_rows(session, session.explain(filter).await?, Format::Table, None).await
 }
 
 async fn explain_drop(session: &Session, filter: &Bound, meter: &Meter) -> Result<()> {

@@ -2,7 +2,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::Session;
+use engine::{Rows, Session};
 use futures::TryStreamExt;
 use tokio::runtime::Runtime;
 
@@ -43,7 +43,11 @@ pub(crate) async fn print(
     format: Format,
     output: Option<&Path>,
 ) -> Result<()> {
-    let mut batches = session.sql(statement, params).await?;
+    print_rows(session, session.sql(statement, params).await?, format, output).await
+}
+
+/// Writes a query's rows as they come.
+pub(crate) async fn print_rows(session: &Session, mut batches: Rows, format: Format, output: Option<&Path>) -> Result<()> {
     let mut sink = Sink::new(format, output, batches.schema())?;
     let (meter, scans, mut tick) = (Meter::new("scan"), batches.scans(), tokio::time::interval(BETWEEN_REPORTS));
     tick.tick().await;

@@ -49,7 +49,13 @@ pub(crate) fn extend_columns(pool: &Pool, queries: &cli::Queries, runtime: &Runt
         block_on(runtime, async { Ok::<_, Error>(session(pool.clone(), queries, meter.clone()).await?.extend_columns().await?) });
     meter.finish();
     for (column, rows) in extended? {
-        crate::note!("computed {column} for {rows} new samples");
+        match rows {
+            Ok(rows) => crate::note!("computed {column} for {rows} new samples"),
+            Err(e) => {
+                crate::note!("warning: {column} lags behind the new samples: {e}");
+                e.hint().iter().for_each(|hint| crate::note!("hint: {hint}"));
+            }
+        }
     }
     Ok(())
 }

@@ -42,9 +42,10 @@ pub(super) fn column(column: &ArrayRef, to: &Field, lost: &mut Vec<Lost>) -> Res
     }
 }
 
-/// NaN and infinities as nulls.
+/// NaN and infinities as nulls, and -0 as 0, which some comparisons tell apart and some do not.
 fn finite(column: &ArrayRef, values: impl Iterator<Item = f64> + Clone, lost: &mut Vec<Lost>) -> Result<ArrayRef> {
-    if values.clone().all(f64::is_finite) {
+    let sound = |v: f64| v.is_finite() && (v != 0.0 || v.is_sign_positive());
+    if values.clone().all(sound) {
         return Ok(column.clone());
     }
     let bad: BooleanArray = values.clone().enumerate().map(|(i, v)| Some(column.is_valid(i) && !v.is_finite())).collect();
@@ -52,8 +53,8 @@ fn finite(column: &ArrayRef, values: impl Iterator<Item = f64> + Clone, lost: &m
     // The values under the nulls as well, lest statistics see them.
     let clean = nullif(column, &bad)?;
     Ok(match clean.data_type() {
-        DataType::Float32 => Arc::new(Float32Array::from_iter(clean.as_primitive::<Float32Type>())),
-        _ => Arc::new(Float64Array::from_iter(clean.as_primitive::<Float64Type>())),
+        DataType::Float32 => Arc::new(Float32Array::from_iter(clean.as_primitive::<Float32Type>().iter().map(|v| v.map(|v| v + 0.0)))),
+        _ => Arc::new(Float64Array::from_iter(clean.as_primitive::<Float64Type>().iter().map(|v| v.map(|v| v + 0.0)))),
     })
 }
 

@@ -87,6 +87,9 @@ impl Subset {
         let uids: Vec<Uid> = if bytes.starts_with(MAGIC) {
             let npy = npyz::NpyFile::new(&bytes[..]).map_err(|e| wrong(e.to_string()))?;
             let dtype = npy.dtype().descr();
+            if npy.shape().len() != 1 {
+                return Err(wrong(format!("shape {:?}", npy.shape())));
+            }
             if dtype != DTYPE && dtype != "[('f0', '<u8'), ('f1', '<u8'), ]" {
                 return Err(wrong(format!("dtype {dtype}")));
             }
