@@ -20,7 +20,8 @@ use crate::{Error, Result, Session};
 /// What a filter does to the rows that reach its `WHERE`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Drops {
-    /// Rows that reach it, and rows that pass.
+    /// Rows that reach its outermost `WHERE`, and rows that pass; the pool's rows where it has none that could be taken
+    /// apart.
     pub rows: u64,
     pub kept: u64,
     pub conditions: Vec<Condition>,
@@ -51,7 +52,9 @@ impl Session {
             let frame = self.filter_frame(filter).await?;
             let plan = frame.logical_plan().clone();
             let Some((predicate, input)) = outermost_filter(&plan) else {
-                return Err(Error::NoWhere { filter: filter.name().to_string() });
+                let rows = self.counted(self.context().table(Table::Pool.name()).await.map_err(|e| self.error(e))?).await?;
+                let kept = self.counted(frame.clone()).await?;
+                return Ok(Drops { rows, kept, conditions: Vec::new(), survivors: self.survivors(frame, kept).await? });
             };
             let conditions: Vec<Expr> = split_conjunction(&predicate).into_iter().cloned().collect();
             if conditions.len() > MOST {
@@ -70,6 +73,10 @@ impl Session {
             Ok(Drops { rows: count(&|_| true), kept, conditions, survivors: self.survivors(frame, kept).await? })
         }
         .boxed()
+    }
+
+    async fn counted(&self, frame: DataFrame) -> Result<u64> {
+        Ok(self.groups(frame, lit("all")).await?.into_iter().map(|(_, n)| n).sum())
     }
 
     async fn filter_frame(&self, filter: &Bound) -> Result<DataFrame> {

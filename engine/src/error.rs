@@ -11,6 +11,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     #[error("unknown filter '{name}'")]
     UnknownFilter { name: String, near: Option<String> },
+    #[error("parameter '{name}' of filter '{filter}' is given twice")]
+    ParameterTwice { filter: String, name: String },
     #[error("filter '{filter}' names ${name}, which its header does not declare")]
     Undeclared { filter: String, name: String },
     #[error("filter '{filter}' has no parameter '{name}', {}", if known.is_empty() { "it has none".to_string() } else { format!("its parameters are: {known}") })]
@@ -33,8 +35,6 @@ pub enum Error {
     TableSample,
     #[error("filters lie within each other more than {depth} deep at {filter}")]
     FilterDepth { filter: String, depth: usize },
-    #[error("filter '{filter}' has no WHERE of its own that could be taken apart")]
-    NoWhere { filter: String },
     #[error("the WHERE of filter '{filter}' has {conditions} conditions, {most} can be told apart")]
     ManyConditions { filter: String, conditions: usize, most: usize },
     #[error("a condition with a query within cannot be told from the others: {condition}")]
@@ -82,7 +82,7 @@ impl Error {
             Error::ColumnType { column: "uid", .. } => "a text column becomes one with uid(column)".into(),
             Error::NullInSubset { .. } => "leave such rows out: WHERE ... IS NOT NULL".into(),
             Error::TableSample => "WHERE sample_hash(uid, 0) < 0.1 draws a tenth, the same at every run; another seed draws another".into(),
-            Error::NoWhere { .. } | Error::ConditionWithQuery { .. } => "compare with and without it: tarn filter POOL A --diff B".into(),
+            Error::ConditionWithQuery { .. } => "compare with and without it: tarn filter POOL A --diff B".into(),
             Error::FilterDepth { .. } => "does one of them name itself?".into(),
             Error::TableFixed { table, .. } if table == "pool" => {
                 "samples come by: tarn ingest POOL SOURCE...; columns by: ALTER TABLE pool ADD COLUMN name AS (expression)".into()

@@ -137,8 +137,9 @@ impl Filter {
         let path = Path::new(text);
         if path.extension().is_some_and(|e| e == "sql") {
             let sql = std::fs::read_to_string(path).map_err(Error::io(path))?;
+            let sql = sql.trim_start_matches('\u{feff}'); // some editors begin files so
             let name = path.file_stem().unwrap_or_default().to_string_lossy();
-            return Filter::parse(&name, &sql);
+            return Filter::parse(&name, sql);
         }
         let first = text.trim_start().split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or("");
         if ["select", "with", "values"].iter().any(|word| first.eq_ignore_ascii_case(word)) || text.trim_start().starts_with(['(', '-']) {
@@ -179,7 +180,10 @@ impl Filter {
     /// Gives each parameter its value, from `given` or its default.
     pub fn bind(self, given: &[(String, String)]) -> Result<Bound> {
         let mut params = Vec::new();
-        for (name, value) in given {
+        for (i, (name, value)) in given.iter().enumerate() {
+            if given[..i].iter().any(|(earlier, _)| earlier == name) {
+                return Err(Error::ParameterTwice { filter: self.name, name: name.clone() });
+            }
             match self.parameters.iter().find(|p| p.name == *name) {
                 Some(parameter) => params.push((name.clone(), self.value(parameter, value)?)),
                 None if !self.declared => params.push((name.clone(), guess(value))),
@@ -299,10 +303,12 @@ fn unquote(text: &str) -> String {
 
 /// A value for a parameter that nothing declares: a number where it reads as one, else text.
 pub fn guess(text: &str) -> ScalarValue {
-    [ParameterType::Int, ParameterType::Double]
-        .iter()
-        .find_map(|t| t.parse(text))
-        .unwrap_or_else(|| ScalarValue::Utf8(Some(text.to_string())))
+    // A number that is written otherwise than numbers are (a uid, a leading zero) is a text.
+    let int = text.parse::<i64>().ok().filter(|n| n.to_string() == text);
+    let plain = text.trim_start_matches('-');
+    let is_double = text.len() < 25 && plain.contains(['.', 'e', 'E']) && (!plain.starts_with('0') || plain.starts_with("0."));
+    let double = || ParameterType::Double.parse(text).filter(|value| is_double && !value.is_null());
+    int.map(|n| ScalarValue::Int64(Some(n))).or_else(double).unwrap_or_else(|| ScalarValue::Utf8(Some(text.to_string())))
 }
 
 #[cfg(test)]

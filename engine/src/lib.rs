@@ -32,6 +32,7 @@ mod error;
 mod expand;
 mod filter;
 mod functions;
+mod own_buffers;
 #[cfg(test)]
 mod properties;
 mod resources;

@@ -23,6 +23,7 @@ use storage::{Computed, Pool, Progress, Receipt, Subset, Table, Written};
 use crate::computed::{Stored, UseComputed, analyzed};
 use crate::filter::Bound;
 use crate::functions::{Embed, Sets, TwoPasses};
+use crate::own_buffers::OwnBuffers;
 use crate::resources::Resources;
 use crate::rows::{Rows, watch};
 use crate::statements::{self, Statement, add_column, copy_subset};
@@ -79,6 +80,8 @@ impl Session {
             let wrap = |e| Error::query(e, &[]);
             let config = SessionConfig::new()
                 .with_information_schema(true)
+                // The highest first means the highest: as in DuckDB, NULL is last either way.
+                .set_str("datafusion.sql_parser.default_null_ordering", "nulls_last")
                 .set_bool("datafusion.sql_parser.map_string_types_to_utf8view", false)
                 .set_bool("datafusion.execution.parquet.schema_force_view_types", false);
             let computed = Arc::new(UseComputed::default());
@@ -93,6 +96,7 @@ impl Session {
                 .with_config(config)
                 .with_runtime_env(runtime)
                 .with_analyzer_rules(rules)
+                .with_physical_optimizer_rule(Arc::new(OwnBuffers))
                 .build();
             let context = catalog::with_files(SessionContext::new_with_state(state));
             {

@@ -2,8 +2,8 @@ use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DFSchema, ExprSchema, Result, ScalarValue, plan_err};
 use datafusion::logical_expr::expr::InList;
-use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr};
-use datafusion::logical_expr::{Between, BinaryExpr, Expr, ExprSchemable, LogicalPlan};
+use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr, RawWindowExpr};
+use datafusion::logical_expr::{Between, BinaryExpr, Expr, ExprSchemable, LogicalPlan, WindowFrame, WindowFrameBound, WindowFrameUnits};
 use datafusion::optimizer::AnalyzerRule;
 use storage::Uid;
 
@@ -86,4 +86,16 @@ impl ExprPlanner for UidText {
         let (left, right) = pair(expr.left, expr.right, schema)?;
         Ok(PlannerResult::Original(RawBinaryExpr { op: expr.op, left, right }))
     }
+
+    fn plan_window(&self, mut expr: RawWindowExpr) -> Result<PlannerResult<RawWindowExpr>> {
+        if NO_FRAME.contains(&expr.func_def.name()) && expr.window_frame.units == WindowFrameUnits::Range {
+            let start = WindowFrameBound::Preceding(ScalarValue::UInt64(None));
+            expr.window_frame = WindowFrame::new_bounds(WindowFrameUnits::Rows, start, WindowFrameBound::CurrentRow);
+        }
+        Ok(PlannerResult::Original(expr))
+    }
 }
+
+/// Functions that look at no frame. That which they have by default, a range up to the present row, can be had of
+/// numbers only, and windows go by uid to break ties.
+const NO_FRAME: [&str; 8] = ["row_number", "rank", "dense_rank", "percent_rank", "cume_dist", "ntile", "lag", "lead"];

@@ -216,8 +216,9 @@ pub(crate) struct Sql {
     /// A value for $NAME in the text
     #[arg(long = "param", value_name = "NAME=VALUE", value_parser = parse_param)]
     pub params: Vec<(String, String)>,
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    pub format: Format,
+    /// By default that which the output's name ends in, or a table
+    #[arg(long, value_enum)]
+    pub format: Option<Format>,
     /// Write the rows to a file instead of standard output
     #[arg(short, long)]
     pub output: Option<PathBuf>,

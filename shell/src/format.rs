@@ -41,7 +41,12 @@ impl Sink {
         };
         Ok(match format {
             Format::Table => Sink::Table { out, head: Vec::new(), shown: 0, rows: 0, schema },
-            Format::Csv => Sink::Csv(arrow::csv::WriterBuilder::new().with_header(true).build(out)),
+            Format::Csv => {
+                let mut writer = arrow::csv::WriterBuilder::new().with_header(true).build(out);
+                // The header, also where no row follows.
+                writer.write(&text_columns(&RecordBatch::new_empty(schema), |t| t.is_nested() || is_bytes(t), false)?)?;
+                Sink::Csv(writer)
+            }
             Format::Json => Sink::Json(arrow::json::ArrayWriter::new(out)),
             Format::Jsonl => Sink::Jsonl(arrow::json::LineDelimitedWriter::new(out)),
             Format::Arrow => Sink::Arrow(arrow::ipc::writer::StreamWriter::try_new(out, &schema)?),

@@ -20,13 +20,44 @@ mod repl;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use clap::Parser;
+use tokio::sync::Notify;
 
 pub(crate) use error::{Error, Result};
 
 /// Set by the first Ctrl-C; long work ends at its next step. A second one ends the program at once.
 pub(crate) static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Woken at the first Ctrl-C.
+pub(crate) static STOPPED: Notify = Notify::const_new();
+
+/// Whether something is waited for that need not come to an end of its own: nothing is lost where the program just goes.
+pub(crate) static WAITING: AtomicBool = AtomicBool::new(false);
+
+/// How long a query may take to notice.
+const GRACE: Duration = Duration::from_millis(300);
+
+/// On a thread of its own: queries may keep all others busy for long.
+fn watch_for_ctrl_c() {
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+    runtime.block_on(async {
+        while tokio::signal::ctrl_c().await.is_ok() {
+            if STOP.swap(true, Ordering::SeqCst) {
+                std::process::exit(130);
+            }
+            STOPPED.notify_waiters();
+            tokio::spawn(async {
+                tokio::time::sleep(GRACE).await;
+                if WAITING.load(Ordering::SeqCst) && STOP.load(Ordering::SeqCst) {
+                    crate::note!("interrupted: {}", Error::Interrupted);
+                    std::process::exit(130);
+                }
+            });
+        }
+    });
+}
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
@@ -37,13 +68,7 @@ fn main() -> ExitCode {
             return ExitCode::from(1);
         }
     };
-    runtime.spawn(async {
-        while tokio::signal::ctrl_c().await.is_ok() {
-            if STOP.swap(true, Ordering::Relaxed) {
-                std::process::exit(130);
-            }
-        }
-    });
+    std::thread::spawn(watch_for_ctrl_c);
     let result = command::run(cli.command, &runtime);
     runtime.shutdown_background();
     match result {

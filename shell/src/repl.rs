@@ -16,7 +16,7 @@ use rustyline::{CompletionType, Config, Context, Editor, Helper};
 use tokio::runtime::Runtime;
 
 use crate::cli::Format;
-use crate::command::{block_on, sql};
+use crate::command::{INTERACTIVE, block_on, sql};
 use crate::{Error, Result, STOP};
 
 const COMMANDS: [(&str, &str); 6] = [
@@ -73,6 +73,7 @@ const KEYWORDS: [&str; 40] = [
 
 /// Reads statements until the end of input or `\q`. An error ends a statement, not the shell.
 pub(crate) fn run(session: &Session, runtime: &Runtime) -> Result<()> {
+    INTERACTIVE.store(true, Ordering::SeqCst);
     let config = Config::builder().completion_type(CompletionType::List).build();
     let mut editor: Editor<Words, FileHistory> = Editor::with_config(config).map_err(readline)?;
     editor.set_helper(Some(Words::of(session, runtime)));

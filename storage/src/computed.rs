@@ -180,7 +180,7 @@ impl Pool {
         .boxed()
     }
 
-    /// Drops a column of `pool`, without touching the others' files.
+    /// Drops a computed column of `pool`, without touching the others' files.
     pub fn drop_column<'a>(&'a self, column: &'a str) -> BoxFuture<'a, Result<()>> {
         async move {
             let lock = Lock::take_swept(self).await?;
@@ -189,10 +189,9 @@ impl Pool {
                 let names: Vec<&str> = dataset.schema().fields.iter().map(|field| field.name.as_str()).collect();
                 return Err(Error::NoColumn { path: self.root().into(), column: column.into(), known: names.join(", ") });
             }
-            if column == "uid" {
-                return Err(Error::ColumnNeeded { column: column.into() });
+            if !of_dataset(&dataset).iter().any(|computed| computed.column == column) {
+                return Err(Error::ColumnIngested { column: column.into() });
             }
-            must_be_unread(&dataset, column)?;
             dataset.drop_columns(&[column]).await.map_err(Error::lance(dataset.uri()))?;
             lock.done();
             Ok(())

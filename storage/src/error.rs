@@ -64,15 +64,15 @@ pub enum Error {
     SubsetEmpty,
     #[error("column '{column}' is already in the pool")]
     ColumnExists { column: String },
-    #[error("column '{column}' cannot be dropped: every sample is known by it")]
-    ColumnNeeded { column: String },
+    #[error("column '{column}' is not computed, and holds what nothing here could bring back")]
+    ColumnIngested { column: String },
     #[error("column '{column}' is read by the computed columns {readers}")]
     ColumnRead { column: String, readers: String },
     #[error("column '{column}' is computed, and has no zone map")]
     IndexOfComputed { column: String },
     #[error("column '{column}' was computed with other versions of the optional files that its expression needs")]
     OtherResources { column: String },
-    #[error("computed column '{column}' lacks {rows} rows that came after it")]
+    #[error("computed column '{column}' lacks {rows} rows that came after it, or that a stopped computation has not reached")]
     ColumnLags { column: String, expression: String, rows: u64 },
     #[error("{}: column '{column}' is computed in this pool, and cannot be brought along", path.display())]
     ColumnComputed { path: PathBuf, column: String },

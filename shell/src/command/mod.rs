@@ -15,14 +15,13 @@ mod verify;
 mod versions;
 
 use std::future::Future;
-use std::time::Duration;
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use storage::Pool;
 use tokio::runtime::Runtime;
 
 use crate::cli::Command;
-use crate::{Error, Result, STOP, demo};
+use crate::{Error, Result, STOP, STOPPED, WAITING, demo};
 
 pub(crate) fn run(command: Command, runtime: &Runtime) -> Result<()> {
     match command {
@@ -46,13 +45,20 @@ pub(crate) fn run(command: Command, runtime: &Runtime) -> Result<()> {
 
 /// Runs a future to its end, or until Ctrl-C.
 pub(crate) fn block_on<T, E: Into<Error>>(runtime: &Runtime, work: impl Future<Output = Result<T, E>>) -> Result<T> {
-    runtime.block_on(async {
+    // In the shell a query that does not notice takes a second Ctrl-C, which ends the shell with it.
+    WAITING.store(!INTERACTIVE.load(Ordering::SeqCst), Ordering::SeqCst);
+    let result = runtime.block_on(async {
         tokio::select! {
             result = work => result.map_err(Into::into),
             () = stopped() => Err(Error::Interrupted),
         }
-    })
+    });
+    WAITING.store(false, Ordering::SeqCst);
+    result
 }
+
+/// Set while the shell reads statements from a person.
+pub(crate) static INTERACTIVE: AtomicBool = AtomicBool::new(false);
 
 /// A pool at its newest version, or at `at`: a tag, a version or a receipt.
 pub(crate) async fn open(pool: &str, at: Option<&str>) -> Result<Pool> {
@@ -70,7 +76,9 @@ pub(crate) fn absolute(path: &str) -> String {
 
 /// Ends soon after Ctrl-C.
 pub(crate) async fn stopped() {
-    while !STOP.load(Ordering::Relaxed) {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+    let mut notified = std::pin::pin!(STOPPED.notified());
+    notified.as_mut().enable();
+    if !STOP.load(Ordering::SeqCst) {
+        notified.await;
     }
 }

@@ -1,7 +1,9 @@
+use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use engine::{Rows, Session};
 use futures::TryStreamExt;
 use tokio::runtime::Runtime;
@@ -21,7 +23,8 @@ pub(crate) fn run(args: cli::Sql, runtime: &Runtime) -> Result<()> {
     let text = match (&args.text, &args.file) {
         (Some(text), _) => text.clone(),
         (None, Some(path)) => std::fs::read_to_string(path).map_err(Error::io(path))?,
-        (None, None) => return repl::run(&session, runtime),
+        (None, None) if std::io::stdin().is_terminal() => return repl::run(&session, runtime),
+        (None, None) => std::io::read_to_string(std::io::stdin()).map_err(Error::io("standard input"))?,
     };
     let params: Vec<_> = args.params.iter().map(|(name, value)| (name.clone(), engine::guess(value))).collect();
     let statements = statements(&text);
@@ -29,10 +32,30 @@ pub(crate) fn run(args: cli::Sql, runtime: &Runtime) -> Result<()> {
         let message = format!("-o takes the rows of one statement, got {}", statements.len());
         return Err(Error::Usage { message, hint: "run the others first, each with its own -c" });
     }
+    let format = format(&args)?;
+    for (name, _) in &args.params {
+        if args.params.iter().filter(|(other, _)| other == name).count() > 1 {
+            return Err(Error::Usage { message: format!("--param {name} is given twice"), hint: "give each once" });
+        }
+    }
     for statement in statements {
-        block_on(runtime, print(&session, &statement, &params, args.format, args.output.as_deref()))?;
+        block_on(runtime, print(&session, &statement, &params, format, args.output.as_deref()))?;
     }
     Ok(())
+}
+
+/// The format that is asked for, or that the output's name ends in, or a table.
+fn format(args: &cli::Sql) -> Result<Format> {
+    let ending = args.output.as_deref().and_then(Path::extension).and_then(|ending| ending.to_str());
+    Ok(match (args.format, ending) {
+        (Some(format), _) => format,
+        (None, Some("npy")) => {
+            let message = "a .npy is a subset, not rows".to_string();
+            return Err(Error::Usage { message, hint: "tarn filter POOL SQL -o subset.npy, or COPY (SELECT uid ...) TO 'subset.npy'" });
+        }
+        (None, Some(ending)) => Format::from_str(ending, true).unwrap_or(Format::Table),
+        (None, None) => Format::Table,
+    })
 }
 
 /// Runs one statement and writes its rows as they come.
