@@ -95,10 +95,10 @@ impl AnalyzerRule for UseComputed {
 fn scans_of(plan: &LogicalPlan, alias: Option<&TableReference>, scans: &mut Vec<TableReference>) {
     match plan {
         LogicalPlan::TableScan(scan) if is_pool(scan) => scans.push(alias.unwrap_or(&scan.table_name).clone()),
-        LogicalPlan::SubqueryAlias(inner) => match inner.input.as_ref() {
-            scan @ LogicalPlan::TableScan(_) => scans_of(scan, Some(&inner.alias), scans),
-            _ => {} // its columns may be anything
-        },
+        // The columns of any other input may be anything.
+        LogicalPlan::SubqueryAlias(inner) if matches!(inner.input.as_ref(), LogicalPlan::TableScan(_)) => {
+            scans_of(&inner.input, Some(&inner.alias), scans);
+        }
         LogicalPlan::Join(join) if !matches!(join.join_type, JoinType::Inner) => {}
         LogicalPlan::Filter(_) | LogicalPlan::Sort(_) | LogicalPlan::Limit(_) | LogicalPlan::Join(_) => {
             plan.inputs().into_iter().for_each(|input| scans_of(input, None, scans));

@@ -251,7 +251,17 @@ fn text(condition: &Expr) -> String {
         Ok(TreeNodeRecursion::Continue)
     });
     let plain = unqualified(condition.clone()).unwrap_or_else(|_| condition.clone());
-    let text = datafusion::sql::unparser::expr_to_sql(&plain).map_or_else(|_| plain.to_string(), |sql| sql.to_string());
+    let text = datafusion::sql::unparser::expr_to_sql(&plain).map_or_else(|_| plain.to_string(), |sql| without_quotes(&sql.to_string()));
     let text = text.strip_prefix('(').and_then(|text| text.strip_suffix(')')).unwrap_or(&text).to_string();
     if subquery && text.chars().count() > 160 { text.chars().take(159).chain(['…']).collect() } else { text }
+}
+
+/// Without the quotes around names such as `"text"`, which are words of SQL as well; texts keep theirs.
+fn without_quotes(sql: &str) -> String {
+    let mut in_text = false;
+    let keep = |c: &char| {
+        in_text ^= *c == '\'';
+        in_text || *c != '"'
+    };
+    sql.chars().filter(keep).collect()
 }

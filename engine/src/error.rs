@@ -150,6 +150,7 @@ fn missing_column(error: &DataFusionError) -> Option<String> {
     let names: Vec<&str> = valid_fields.iter().map(|f| f.name()).collect();
     Some(match storage::closest(field.name(), names.iter().copied()) {
         Some(near) => format!("did you mean '{near}'?"),
+        None if names.is_empty() => "name a table: SELECT ... FROM pool".to_string(),
         None => format!("the columns are: {}", names.join(", ")),
     })
 }

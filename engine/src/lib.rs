@@ -50,4 +50,4 @@ pub use filter::{Bound, Filter, Parameter, ParameterType, guess};
 pub use functions::{Embed, FunctionInfo, function_list, reference};
 pub use resources::{Resource, Resources, digest};
 pub use rows::{Rows, Scans};
-pub use session::{Options, Params, Session};
+pub use session::{Extended, Options, Params, Session};

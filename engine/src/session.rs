@@ -34,6 +34,9 @@ use crate::{Error, Result, catalog, functions};
 /// Named parameters of a query, `$name` in its text: always bound, never pasted.
 pub type Params = [(String, ScalarValue)];
 
+/// A computed column that lagged, and the rows computed or what stands against it.
+pub type Extended = (String, Result<u64>);
+
 /// How a session runs its queries.
 #[derive(Clone)]
 pub struct Options {
@@ -230,9 +233,8 @@ impl Session {
         Ok(rows)
     }
 
-    /// Extends all computed columns to rows that came after them. Gives each that lagged, and the rows computed or what
-    /// stands against it.
-    pub fn extend_columns(&self) -> BoxFuture<'_, Result<Vec<(String, Result<u64>)>>> {
+    /// Extends all computed columns to rows that came after them.
+    pub fn extend_columns(&self) -> BoxFuture<'_, Result<Vec<Extended>>> {
         async move {
             let mut extended = Vec::new();
             for Computed { column, expression, .. } in self.pool.computed().await?.into_iter().filter(|column| column.lagging > 0) {

@@ -20,7 +20,7 @@ const BLOCK_SET: usize = 4096;
 impl VectorSet {
     /// `values` is `[n, dim]`, row by row, n at least 1.
     pub fn new(dim: usize, values: Vec<f32>) -> Result<VectorSet> {
-        match dim != 0 && !values.is_empty() && values.len() % dim == 0 {
+        match dim != 0 && !values.is_empty() && values.len().is_multiple_of(dim) {
             true => Ok(VectorSet { dim, values }),
             false => Err(Error::SetShape { dim, values: values.len() }),
         }

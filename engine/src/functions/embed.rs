@@ -33,8 +33,8 @@ pub(super) fn functions(embed: &Arc<dyn Embed>) -> [ScalarUDF; 2] {
     let returns = || DataType::List(Arc::new(Field::new_list_field(DataType::Float32, true)));
     let (for_text, for_image) = (embed.clone(), embed.clone());
     [
-        Function::new("embed_text", text, signature(), returns(), move |args| vectors(args, |text, model| for_text.text(text, model))),
-        Function::new("embed_image", image, signature(), returns(), move |args| vectors(args, |path, model| for_image.image(path, model))),
+        Function::udf("embed_text", text, signature(), returns(), move |args| vectors(args, |text, model| for_text.text(text, model))),
+        Function::udf("embed_image", image, signature(), returns(), move |args| vectors(args, |path, model| for_image.image(path, model))),
     ]
 }
 

@@ -46,7 +46,7 @@ impl About {
 }
 
 impl Function {
-    pub fn new(
+    pub fn udf(
         name: &'static str,
         about: About,
         signature: Signature,
@@ -63,7 +63,7 @@ impl Function {
         returns: DataType,
         kernel: impl Fn(&StringArray) -> Result<ArrayRef> + Send + Sync + 'static,
     ) -> ScalarUDF {
-        Function::new(name, about, Signature::string(1, Volatility::Immutable), returns, move |args| kernel(&texts(&args.arrays[0])?))
+        Function::udf(name, about, Signature::string(1, Volatility::Immutable), returns, move |args| kernel(&texts(&args.arrays[0])?))
     }
 }
 

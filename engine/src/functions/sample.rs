@@ -16,7 +16,7 @@ pub(super) fn function() -> ScalarUDF {
         example: "SELECT uid FROM pool WHERE sample_hash(uid, 0) < 0.1",
     };
     let signature = Signature::exact(vec![DataType::FixedSizeBinary(16), DataType::Int64], Volatility::Immutable);
-    Function::new("sample_hash", about, signature, DataType::Float64, |args| Ok(Arc::new(hashes(args)) as ArrayRef))
+    Function::udf("sample_hash", about, signature, DataType::Float64, |args| Ok(Arc::new(hashes(args)) as ArrayRef))
 }
 
 fn hashes(args: &Arguments) -> Float64Array {

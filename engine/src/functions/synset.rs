@@ -23,7 +23,7 @@ pub(super) fn function(resources: &Arc<Resources>) -> ScalarUDF {
         example: "SELECT count(*) FROM pool WHERE mentions_synset(text, 'imagenet21k_wordnet_ids')",
     };
     let resources = resources.clone();
-    Function::new("mentions_synset", about, Signature::string(2, Volatility::Immutable), DataType::Boolean, move |args| {
+    Function::udf("mentions_synset", about, Signature::string(2, Volatility::Immutable), DataType::Boolean, move |args| {
         Ok(Arc::new(mentions(&resources, args)?) as ArrayRef)
     })
 }

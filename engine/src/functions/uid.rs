@@ -47,7 +47,7 @@ fn to_text() -> ScalarUDF {
         example: "SELECT uid_text(uid) FROM pool LIMIT 3",
     };
     let signature = Signature::exact(vec![DataType::FixedSizeBinary(16)], Volatility::Immutable);
-    Function::new("uid_text", about, signature, DataType::Utf8, |args| {
+    Function::udf("uid_text", about, signature, DataType::Utf8, |args| {
         let uids = args.arrays[0].as_fixed_size_binary();
         let text = |uid: &[u8]| Uid(uid.try_into().expect("uids are 16 bytes wide")).to_string();
         let texts: StringArray = (0..uids.len()).map(|i| uids.is_valid(i).then(|| text(uids.value(i)))).collect();

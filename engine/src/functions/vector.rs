@@ -57,7 +57,7 @@ pub(super) fn functions(sets: &Arc<Sets>) -> Vec<ScalarUDF> {
         ),
     ];
     let metrics = metrics.into_iter().map(|(name, metric, about)| {
-        Function::new(name, about, Signature::any(2, Volatility::Immutable), DataType::Float32, move |args| {
+        Function::udf(name, about, Signature::any(2, Volatility::Immutable), DataType::Float32, move |args| {
             let values = index::measure(metric, &args.arrays[0], &args.arrays[1], args.rows).map_err(external)?;
             Ok(Arc::new(values) as ArrayRef)
         })
@@ -87,11 +87,11 @@ fn of_sets(sets: &Arc<Sets>) -> [ScalarUDF; 2] {
     let (for_nearest, for_most) = (sets.clone(), sets.clone());
     let any = || Signature::any(2, Volatility::Immutable);
     [
-        Function::new("nearest_centroid", nearest_centroid, any(), DataType::Int32, move |args| {
+        Function::udf("nearest_centroid", nearest_centroid, any(), DataType::Int32, move |args| {
             let Some(name) = constant(&args.arrays[1])? else { return Ok(arrow::array::new_null_array(&DataType::Int32, args.rows)) };
             Ok(Arc::new(for_nearest.get(&name)?.nearest(&args.arrays[0]).map_err(external)?) as ArrayRef)
         }),
-        Function::new("max_similarity", max_similarity, any(), DataType::Float32, move |args| {
+        Function::udf("max_similarity", max_similarity, any(), DataType::Float32, move |args| {
             let Some(name) = constant(&args.arrays[1])? else { return Ok(arrow::array::new_null_array(&DataType::Float32, args.rows)) };
             Ok(Arc::new(for_most.get(&name)?.max_similarity(&args.arrays[0]).map_err(external)?) as ArrayRef)
         }),

@@ -236,7 +236,7 @@ impl Output {
         let mut i = 0;
         while i < n {
             let uid = entries[i].uid();
-            let halves = (uid >> 64) | (uid << 64);
+            let halves = uid.rotate_left(64);
             records[i * 16..i * 16 + 16].copy_from_slice(&halves.to_le_bytes());
             bytes[i * 16..i * 16 + 16].copy_from_slice(&uid.to_be_bytes());
             i += 1;
