@@ -2,7 +2,7 @@ use storage::Pool;
 use storage::ingest::{Options, Summary, ingest};
 use tokio::runtime::Runtime;
 
-use super::block_on;
+use super::{allocator, block_on};
 use crate::cli;
 use crate::progress::Meter;
 use crate::{Error, Result};
@@ -11,7 +11,7 @@ use crate::{Error, Result};
 const LEAST_MEMORY: u64 = 300 << 20;
 
 pub(crate) fn run(args: cli::Ingest, runtime: &Runtime) -> Result<()> {
-    keep_memory_together();
+    allocator::few_arenas();
     if args.memory < LEAST_MEMORY {
         let message = format!("--memory must be at least 300MB, got {} bytes", args.memory);
         return Err(Error::Usage { message, hint: "the default is 2GB" });
@@ -41,17 +41,6 @@ pub(crate) fn run(args: cli::Ingest, runtime: &Runtime) -> Result<()> {
         return Err(Error::NothingIngested { pool: args.pool });
     }
     Ok(())
-}
-
-/// Of glibc's allocator one arena a core, not eight: each keeps what the many short-lived buffers of a long ingest
-/// leave, and the sum grew with the pool (12.8 M rows: 580 MB, so 380 MB).
-fn keep_memory_together() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        // SAFETY: mallopt takes plain numbers and may be called at any time.
-        unsafe { libc::mallopt(libc::M_ARENA_MAX, cores as libc::c_int) };
-    }
 }
 
 fn print(pool: &str, s: &Summary) {

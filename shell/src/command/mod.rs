@@ -1,5 +1,6 @@
 //! One file a command: arguments in, calls to the libraries, words out.
 
+pub(crate) mod allocator;
 mod embed;
 mod eval;
 mod export;

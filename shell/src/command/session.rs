@@ -6,12 +6,14 @@ use engine::{Embed, Options, Session};
 use storage::Pool;
 use train::{Encoder, normalize_rows};
 
+use super::allocator;
 use crate::cli::Queries;
 use crate::progress::Meter;
 use crate::{Error, Result};
 
 /// A session over a pool, with the flags that all queries take and a meter for what takes long.
 pub(crate) async fn session(pool: Pool, queries: &Queries, meter: Arc<Meter>) -> Result<Session> {
+    allocator::keep_memory();
     let options = Options {
         memory: queries.memory.try_into().unwrap_or(usize::MAX),
         resources: queries.resources.clone(),
