@@ -6,7 +6,7 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, JoinType, ScalarValue};
 use datafusion::functions_aggregate::expr_fn::count;
 use datafusion::logical_expr::utils::split_conjunction;
-use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, Operator, binary_expr, cast, lit, not, when};
+use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, Operator, binary_expr, lit, not, when};
 use datafusion::prelude::{DataFrame, col};
 use futures::future::BoxFuture;
 use futures::{FutureExt, TryStreamExt};
@@ -159,19 +159,9 @@ impl Session {
     /// The nine scores that part the pool into tenths, from the highest.
     async fn deciles(&self, pool: &DataFrame, score: &str) -> Result<Vec<f64>> {
         let errors = |e| self.error(e);
-        let tenth = |i: usize| {
-            self.expr(pool, &format!("top_fraction({score}, {})", i as f64 / 10.0))
-                .map(|expr| cast(expr, arrow::datatypes::DataType::Float64).alias(format!("t{i}")))
-        };
-        let thresholds = (1..10).map(tenth).collect::<Result<Vec<_>>>()?;
-        let calls = thresholds.iter().map(|expr| match expr {
-            Expr::Alias(alias) => match alias.expr.as_ref() {
-                Expr::Cast(cast) => cast.expr.as_ref().clone(),
-                other => other.clone(),
-            },
-            other => other.clone(),
-        });
-        let frame = pool.clone().aggregate(vec![], calls.collect()).map_err(errors)?;
+        let tenth = |i: usize| self.expr(pool, &format!("top_fraction({score}, {})", i as f64 / 10.0));
+        let calls = (1..10).map(tenth).collect::<Result<Vec<_>>>()?;
+        let frame = pool.clone().aggregate(vec![], calls).map_err(errors)?;
         let (rows, _) = self.rows(frame).await?;
         let batches: Vec<_> = rows.try_collect().await.map_err(errors)?;
         let value = |column: &arrow::array::ArrayRef| {

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use datafusion::scalar::ScalarValue;
 use datafusion::sql::parser::{CopyToSource, DFParserBuilder, Statement};
 use datafusion::sql::sqlparser::ast::{
-    CastKind, DataType, ExactNumberInfo, Expr, FunctionArg, FunctionArgExpr, FunctionArguments, Query, SetExpr, Statement as SqlStatement,
+    CastKind, DataType, ExactNumberInfo, Expr, FunctionArg, FunctionArgExpr, FunctionArguments, Query, Statement as SqlStatement,
     TableFactor, UnaryOperator, Value, ValueWithSpan, Visit, VisitMut, Visitor, VisitorMut,
 };
 
@@ -262,9 +262,7 @@ fn expand_embedding(expr: &mut Expr) -> Result<()> {
     };
     let text = format!("SELECT \"{}\" FROM pool WHERE uid = $uid LIMIT 1", column.replace('"', "\"\""));
     let mut lookup = query(&text, "embedding")?;
-    if let SetExpr::Select(_) = lookup.body.as_ref() {
-        substitute(&mut lookup, &[("uid", uid.clone())]);
-    }
+    substitute(&mut lookup, &[("uid", uid.clone())]);
     let mut columns = Columns(false);
     let _ = uid.visit(&mut columns); // a query ends it
     if columns.0 {

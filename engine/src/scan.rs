@@ -24,6 +24,8 @@ use lance::dataset::scanner::MaterializationStyle;
 use lance::datatypes::BlobHandling;
 use lance::index::DatasetIndexExt;
 
+use crate::computed::unqualified;
+
 /// A Lance dataset at one version, as a table. Rows come in no particular order, as SQL allows.
 #[derive(Debug)]
 pub(crate) struct LanceTable {
@@ -150,6 +152,12 @@ impl TableProvider for LanceTable {
             }
             _ => None,
         };
+        let properties = PlanProperties::new(
+            EquivalenceProperties::new(Arc::new(self.schema.project(projected)?)),
+            Partitioning::UnknownPartitioning(fragments.len()),
+            EmissionType::Incremental,
+            Boundedness::Bounded,
+        );
         let scan = LanceScanExec {
             uri: self.dataset.uri().to_string(),
             version: self.dataset.version().version,
@@ -160,28 +168,12 @@ impl TableProvider for LanceTable {
             wide,
             limit,
             predicate,
-            properties: Arc::new(PlanProperties::new(
-                EquivalenceProperties::new(Arc::new(self.schema.project(projected)?)),
-                Partitioning::UnknownPartitioning(0),
-                EmissionType::Incremental,
-                Boundedness::Bounded,
-            )),
+            properties: Arc::new(properties),
             dataset: self.dataset.clone(),
             metrics: ExecutionPlanMetricsSet::new(),
         };
-        Ok(Arc::new(scan.partitioned()))
+        Ok(Arc::new(scan))
     }
-}
-
-/// The filter over the scan's own columns, without the name that the query gives the table.
-fn unqualified(filter: Expr) -> Result<Expr> {
-    let plain = filter.transform(|expr| {
-        Ok(match expr {
-            Expr::Column(column) => datafusion::common::tree_node::Transformed::yes(Expr::Column(column.name.into())),
-            other => datafusion::common::tree_node::Transformed::no(other),
-        })
-    })?;
-    Ok(plain.data)
 }
 
 /// The fragments in at most `n` groups of neighbours with about as many rows each.
@@ -202,7 +194,7 @@ fn groups(dataset: &Dataset, n: usize) -> Vec<Vec<u64>> {
 
 /// Reads columns of a Lance dataset, one partition a group of fragments. What it is made of can be written down: uri,
 /// version, fragments, columns, filter, limit; the open dataset beside it is a handle to the first two.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct LanceScanExec {
     uri: String,
     version: u64,
@@ -223,12 +215,6 @@ struct LanceScanExec {
 }
 
 impl LanceScanExec {
-    fn partitioned(mut self) -> LanceScanExec {
-        let properties = Arc::unwrap_or_clone(self.properties);
-        self.properties = Arc::new(properties.with_partitioning(Partitioning::UnknownPartitioning(self.fragments.len())));
-        self
-    }
-
     fn scanner(&self, partition: usize) -> Result<lance::dataset::scanner::Scanner> {
         let wanted = &self.fragments[partition];
         let fragments = self.dataset.fragments().iter().filter(|f| wanted.contains(&f.id)).cloned().collect();
