@@ -51,6 +51,13 @@ impl VisitorMut for Expander {
         }
     }
 
+    fn pre_visit_query(&mut self, query: &mut Query) -> ControlFlow<Box<Error>> {
+        match crate::nearest::arrange(query) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(e) => ControlFlow::Break(Box::new(e)),
+        }
+    }
+
     fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<Box<Error>> {
         match expand_embedding(expr) {
             Ok(()) => ControlFlow::Continue(()),

@@ -32,6 +32,7 @@ mod error;
 mod expand;
 mod filter;
 mod functions;
+mod nearest;
 mod own_buffers;
 #[cfg(test)]
 mod properties;

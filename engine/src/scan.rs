@@ -1,9 +1,10 @@
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, BooleanArray, RecordBatch, RecordBatchOptions};
 use arrow::compute::{filter_record_batch, prep_null_mask_filter};
-use arrow::datatypes::{DataType, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::stats::Precision;
@@ -19,21 +20,36 @@ use datafusion::physical_plan::metrics::{BaselineMetrics, Count, ExecutionPlanMe
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties};
 use futures::{StreamExt, TryStreamExt};
+use index::{IndexInfo, Searcher};
 use lance::Dataset;
 use lance::dataset::scanner::MaterializationStyle;
 use lance::datatypes::BlobHandling;
 use lance::index::DatasetIndexExt;
+use storage::VectorColumn;
+use tokio::sync::Mutex;
 
 use crate::computed::unqualified;
 
 /// A Lance dataset at one version, as a table. Rows come in no particular order, as SQL allows.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct LanceTable {
     dataset: Arc<Dataset>,
     schema: SchemaRef,
     /// Columns with a scalar index: Lance prunes by it.
     indexed: Vec<String>,
+    /// What searches have opened.
+    vectors: Arc<Vectors>,
 }
+
+/// Columns of vectors and indexes over them, each opened once.
+#[derive(Debug, Default)]
+struct Vectors {
+    columns: Mutex<HashMap<String, Arc<VectorColumn>>>,
+    searchers: Mutex<HashMap<String, Arc<Searcher>>>,
+}
+
+/// The column that says where a row lies: its fragment in the upper half, its place there in the lower.
+pub(crate) const ADDRESS: &str = "_rowaddr";
 
 /// Bytes that a partition reads ahead, at most.
 const READ_AHEAD_BYTES: u64 = 32 << 20;
@@ -50,7 +66,44 @@ impl LanceTable {
         let names = |id: &i32| dataset.schema().field_by_id(*id).map(|field| field.name.clone());
         let scalar = |id: &i32| dataset.schema().field_by_id(*id).is_some_and(|f| !f.data_type().is_nested());
         let indexed = indexes.iter().flat_map(|index| index.fields.iter().filter(|id| scalar(id)).filter_map(names)).collect();
-        Ok(LanceTable { dataset, schema, indexed })
+        Ok(LanceTable { dataset, schema, indexed, vectors: Arc::default() })
+    }
+
+    /// The same with the column `_rowaddr`.
+    pub fn with_addresses(&self) -> LanceTable {
+        let mut fields = self.schema.fields().to_vec();
+        if self.schema.index_of(ADDRESS).is_err() {
+            fields.push(Arc::new(Field::new(ADDRESS, DataType::UInt64, false)));
+        }
+        LanceTable { schema: Arc::new(Schema::new(fields)), ..self.clone() }
+    }
+
+    pub fn dataset(&self) -> &Arc<Dataset> {
+        &self.dataset
+    }
+
+    /// A column of vectors.
+    pub async fn vectors(&self, name: &str) -> crate::Result<Arc<VectorColumn>> {
+        let mut open = self.vectors.columns.lock().await;
+        if let Some(column) = open.get(name) {
+            return Ok(column.clone());
+        }
+        let column = Arc::new(VectorColumn::open(self.dataset.clone(), name).await?);
+        open.insert(name.to_string(), column.clone());
+        Ok(column)
+    }
+
+    /// An index over a column of vectors.
+    pub async fn searcher(&self, info: IndexInfo) -> crate::Result<Arc<Searcher>> {
+        let column = self.vectors(&info.column).await?;
+        let mut open = self.vectors.searchers.lock().await;
+        if let Some(searcher) = open.get(&info.name) {
+            return Ok(searcher.clone());
+        }
+        let name = info.name.clone();
+        let searcher = Arc::new(Searcher::open(info, column).await?);
+        open.insert(name, searcher.clone());
+        Ok(searcher)
     }
 
     /// Whether it is this table of a pool.
@@ -218,10 +271,13 @@ impl LanceScanExec {
     fn scanner(&self, partition: usize) -> Result<lance::dataset::scanner::Scanner> {
         let wanted = &self.fragments[partition];
         let fragments = self.dataset.fragments().iter().filter(|f| wanted.contains(&f.id)).cloned().collect();
-        let names: Vec<&str> = self.read.fields().iter().map(|field| field.name().as_str()).collect();
+        let names: Vec<&str> = self.read.fields().iter().map(|field| field.name().as_str()).filter(|name| *name != ADDRESS).collect();
         let row: usize = self.read.fields().iter().map(|field| width(field.data_type())).sum();
         let mut scanner = self.dataset.scan();
         scanner.project(&names)?.with_fragments(fragments).scan_in_order(false).blob_handling(BlobHandling::AllBinary);
+        if names.len() < self.read.fields().len() {
+            scanner.with_row_address();
+        }
         scanner.batch_size((BATCH_BYTES / row).next_power_of_two().clamp(256, 1 << 15));
         scanner.io_buffer_size(READ_AHEAD_BYTES).materialization_readahead_bytes(READ_AHEAD_BYTES).batch_readahead(2);
         match &self.filter {
@@ -307,7 +363,7 @@ impl ExecutionPlan for LanceScanExec {
         let batches = futures::stream::once(async move { scanner.try_into_stream().await.map_err(DataFusionError::from) })
             .try_flatten()
             .map(move |batch| {
-                let batch: RecordBatch = batch.map_err(DataFusionError::from)?;
+                let batch = in_order(batch.map_err(DataFusionError::from)?, &read)?;
                 let timer = baseline.elapsed_compute().timer();
                 let kept = keep(&batch, &read, predicate.as_deref(), &scanned)?;
                 let kept = project(&kept, &schema, projected)?;
@@ -324,6 +380,15 @@ impl ExecutionPlan for LanceScanExec {
         });
         Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), limited)))
     }
+}
+
+/// The columns in the order asked for: Lance gives addresses last.
+fn in_order(batch: RecordBatch, read: &SchemaRef) -> Result<RecordBatch> {
+    if read.index_of(ADDRESS).is_err() {
+        return Ok(batch);
+    }
+    let places = read.fields().iter().map(|field| batch.schema().index_of(field.name())).collect::<Result<Vec<_>, _>>()?;
+    Ok(batch.project(&places)?)
 }
 
 /// The rows for which the predicate is true.

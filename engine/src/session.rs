@@ -23,6 +23,7 @@ use storage::{Computed, Pool, Progress, Receipt, Subset, Table, Written};
 use crate::computed::{Stored, UseComputed, analyzed};
 use crate::filter::Bound;
 use crate::functions::{Embed, Sets, TwoPasses};
+use crate::nearest::{NearestPlanner, OrderByDistance, Planner, SearchOptions};
 use crate::own_buffers::OwnBuffers;
 use crate::resources::Resources;
 use crate::rows::{Rows, watch};
@@ -82,6 +83,7 @@ impl Session {
         async move {
             let wrap = |e| Error::query(e, &[]);
             let config = SessionConfig::new()
+                .with_option_extension(SearchOptions::default())
                 .with_information_schema(true)
                 // The highest first means the highest: as in DuckDB, NULL is last either way.
                 .set_str("datafusion.sql_parser.default_null_ordering", "nulls_last")
@@ -92,12 +94,14 @@ impl Session {
             rules.extend(Analyzer::new().rules);
             rules.push(Arc::new(TwoPasses));
             rules.push(computed.clone());
+            rules.push(Arc::new(OrderByDistance));
             let memory = TrackConsumersPool::new(FairSpillPool::new(options.memory), std::num::NonZeroUsize::new(3).expect("not zero"));
             let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(memory)).build_arc().map_err(wrap)?;
             let state = SessionStateBuilder::new()
                 .with_default_features()
                 .with_config(config)
                 .with_runtime_env(runtime)
+                .with_query_planner(Arc::new(Planner))
                 .with_analyzer_rules(rules)
                 .with_physical_optimizer_rule(Arc::new(OwnBuffers))
                 .build();
@@ -107,6 +111,7 @@ impl Session {
                 let mut state = state.write();
                 use datafusion::execution::FunctionRegistry;
                 state.register_expr_planner(Arc::new(UidText)).map_err(wrap)?;
+                state.register_relation_planner(Arc::new(NearestPlanner)).map_err(wrap)?;
             }
             let resources = Arc::new(Resources::new(options.resources));
             let sets = Arc::new(Sets::of(pool.clone()));
@@ -202,9 +207,11 @@ impl Session {
                 }
                 Statement::CreateZoneMap { column } => {
                     self.must_be_newest()?;
-                    self.pool.create_zone_map(&column).await?;
+                    let new =
+                        index::NewIndex { name: None, column, kind: index::Kind::ZoneMap, options: Default::default(), replace: true };
+                    let name = index::create_index(&self.pool, &new, &*self.on_progress).await?;
                     self.refresh().await?;
-                    Ok(Rows::told(&[("indexed", &column)]))
+                    Ok(Rows::told(&[("index", &name)]))
                 }
                 Statement::CopySubset { query, sql, path } => {
                     let parameters = params.iter().map(|(name, value)| (name.clone(), json(value))).collect();

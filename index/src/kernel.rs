@@ -1,5 +1,6 @@
 //! Products of vectors: one pass over both, several sums at once, in float32 whatever the vectors are in.
 
+use gemm::{Parallelism, gemm};
 use half::f16;
 
 /// The sums that every metric is made of.
@@ -54,23 +55,96 @@ impl Number for f16 {
 /// The sums over two vectors of the same length.
 pub(crate) fn products<X: Number, Y: Number>(x: &[X], y: &[Y]) -> Products {
     assert_eq!(x.len(), y.len(), "vectors of the same length");
+    // SAFETY: so many numbers lie behind each.
+    unsafe { sums(x.as_ptr(), y.as_ptr(), x.len()) }
+}
+
+/// The sums over a vector as it is stored, of float16 or float32, little end first and anywhere in memory, and another.
+pub(crate) fn products_of_stored(x: &[u8], half: bool, y: &[f32]) -> Products {
+    assert_eq!(x.len(), y.len() * if half { 2 } else { 4 }, "vectors of the same length");
+    // SAFETY: so many numbers lie behind each; they are read wherever they lie.
+    unsafe {
+        match half {
+            true => sums(x.as_ptr().cast::<f16>(), y.as_ptr(), y.len()),
+            false => sums(x.as_ptr().cast::<f32>(), y.as_ptr(), y.len()),
+        }
+    }
+}
+
+/// Writes a stored vector as float32, and gives the sum of the squares.
+pub(crate) fn widen(x: &[u8], half: bool, out: &mut [f32]) -> f32 {
+    assert_eq!(x.len(), out.len() * if half { 2 } else { 4 }, "room for the vector");
+    // SAFETY: as many numbers lie behind `x` as `out` has room for.
+    unsafe {
+        match half {
+            true => widen_from(x.as_ptr().cast::<f16>(), out),
+            false => widen_from(x.as_ptr().cast::<f32>(), out),
+        }
+    }
+}
+
+/// # Safety
+/// `out.len()` numbers lie behind `x`, wherever that is.
+unsafe fn widen_from<X: Number>(x: *const X, out: &mut [f32]) -> f32 {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx512f") {
-        // SAFETY: the feature is there, and the lengths are the same.
-        return unsafe { avx512(x, y) };
+        return unsafe { widen_avx512(x, out) };
     }
-    by_lanes(x, y)
+    let mut xx = 0.0;
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = unsafe { x.add(i).read_unaligned() }.to_f32();
+        xx += *out * *out;
+    }
+    xx
+}
+
+/// # Safety
+/// Needs AVX-512F, and `out.len()` numbers behind `x`.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn widen_avx512<X: Number>(x: *const X, out: &mut [f32]) -> f32 {
+    use std::arch::x86_64::*;
+    let blocks = out.len() / 16;
+    let mut sum = _mm512_setzero_ps();
+    for i in 0..blocks {
+        // SAFETY: 16 numbers lie behind, and 16 places in front.
+        unsafe {
+            let a = X::load(x.add(i * 16));
+            _mm512_storeu_ps(out.as_mut_ptr().add(i * 16), a);
+            sum = _mm512_fmadd_ps(a, a, sum);
+        }
+    }
+    let mut xx = _mm512_reduce_add_ps(sum);
+    for (i, out) in out.iter_mut().enumerate().skip(blocks * 16) {
+        *out = unsafe { x.add(i).read_unaligned() }.to_f32();
+        xx += *out * *out;
+    }
+    xx
+}
+
+/// # Safety
+/// `n` numbers lie behind each pointer, wherever that is.
+unsafe fn sums<X: Number, Y: Number>(x: *const X, y: *const Y, n: usize) -> Products {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") {
+        return unsafe { avx512(x, y, n) };
+    }
+    unsafe { by_lanes(x, y, n) }
 }
 
 /// Eight sums of each kind, which compilers turn into vector instructions.
-fn by_lanes<X: Number, Y: Number>(x: &[X], y: &[Y]) -> Products {
+///
+/// # Safety
+/// `n` numbers lie behind each pointer.
+unsafe fn by_lanes<X: Number, Y: Number>(x: *const X, y: *const Y, n: usize) -> Products {
     const LANES: usize = 8;
     let (mut xy, mut xx, mut yy, mut dd) = ([0f32; LANES], [0f32; LANES], [0f32; LANES], [0f32; LANES]);
-    let (blocks_x, rest_x) = x.as_chunks::<LANES>();
-    let (blocks_y, rest_y) = y.as_chunks::<LANES>();
-    for (x, y) in blocks_x.iter().zip(blocks_y) {
+    let blocks = n / LANES;
+    for block in 0..blocks {
         for i in 0..LANES {
-            let (x, y) = (x[i].to_f32(), y[i].to_f32());
+            // SAFETY: within the first `n`.
+            let at = block * LANES + i;
+            let (x, y) = unsafe { (x.add(at).read_unaligned().to_f32(), y.add(at).read_unaligned().to_f32()) };
             xy[i] += x * y;
             xx[i] += x * x;
             yy[i] += y * y;
@@ -78,13 +152,15 @@ fn by_lanes<X: Number, Y: Number>(x: &[X], y: &[Y]) -> Products {
         }
     }
     let mut sums = Products { xy: xy.iter().sum(), xx: xx.iter().sum(), yy: yy.iter().sum(), dd: dd.iter().sum() };
-    add_rest(&mut sums, rest_x, rest_y);
+    unsafe { add_rest(&mut sums, x, y, blocks * LANES..n) };
     sums
 }
 
-fn add_rest<X: Number, Y: Number>(sums: &mut Products, x: &[X], y: &[Y]) {
-    for (x, y) in x.iter().zip(y) {
-        let (x, y) = (x.to_f32(), y.to_f32());
+/// # Safety
+/// The range lies within what is behind each pointer.
+unsafe fn add_rest<X: Number, Y: Number>(sums: &mut Products, x: *const X, y: *const Y, range: std::ops::Range<usize>) {
+    for i in range {
+        let (x, y) = unsafe { (x.add(i).read_unaligned().to_f32(), y.add(i).read_unaligned().to_f32()) };
         sums.xy += x * y;
         sums.xx += x * x;
         sums.yy += y * y;
@@ -93,17 +169,17 @@ fn add_rest<X: Number, Y: Number>(sums: &mut Products, x: &[X], y: &[Y]) {
 }
 
 /// # Safety
-/// Needs AVX-512F, and `y` to be as long as `x`.
+/// Needs AVX-512F, and `n` numbers behind each pointer.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn avx512<X: Number, Y: Number>(x: &[X], y: &[Y]) -> Products {
+unsafe fn avx512<X: Number, Y: Number>(x: *const X, y: *const Y, n: usize) -> Products {
     use std::arch::x86_64::*;
-    let blocks = x.len() / 16;
+    let blocks = n / 16;
     let zero = _mm512_setzero_ps();
     let (mut xy, mut xx, mut yy, mut dd) = ([zero; 2], [zero; 2], [zero; 2], [zero; 2]);
     for i in 0..blocks {
         // SAFETY: 16 numbers lie behind each pointer.
-        let (a, b) = unsafe { (X::load(x.as_ptr().add(i * 16)), Y::load(y.as_ptr().add(i * 16))) };
+        let (a, b) = unsafe { (X::load(x.add(i * 16)), Y::load(y.add(i * 16))) };
         let k = i % 2; // two chains of additions
         xy[k] = _mm512_fmadd_ps(a, b, xy[k]);
         xx[k] = _mm512_fmadd_ps(a, a, xx[k]);
@@ -113,8 +189,74 @@ unsafe fn avx512<X: Number, Y: Number>(x: &[X], y: &[Y]) -> Products {
     }
     let sum = |v: [__m512; 2]| _mm512_reduce_add_ps(_mm512_add_ps(v[0], v[1]));
     let mut sums = Products { xy: sum(xy), xx: sum(xx), yy: sum(yy), dd: sum(dd) };
-    add_rest(&mut sums, &x[blocks * 16..], &y[blocks * 16..]);
+    unsafe { add_rest(&mut sums, x, y, blocks * 16..n) };
     sums
+}
+
+/// x·y
+pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
+    assert_eq!(x.len(), y.len(), "vectors of the same length");
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") {
+        // SAFETY: the feature is there, and the lengths are the same.
+        return unsafe { dot_avx512(x, y) };
+    }
+    const LANES: usize = 16;
+    let (blocks_x, rest_x) = x.as_chunks::<LANES>();
+    let (blocks_y, rest_y) = y.as_chunks::<LANES>();
+    let mut sums = [0f32; LANES];
+    for (x, y) in blocks_x.iter().zip(blocks_y) {
+        for i in 0..LANES {
+            sums[i] += x[i] * y[i];
+        }
+    }
+    sums.iter().sum::<f32>() + rest_x.iter().zip(rest_y).map(|(x, y)| x * y).sum::<f32>()
+}
+
+/// # Safety
+/// Needs AVX-512F, and `y` to be as long as `x`.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn dot_avx512(x: &[f32], y: &[f32]) -> f32 {
+    use std::arch::x86_64::*;
+    let mut sums = [_mm512_setzero_ps(); 4];
+    let (blocks_x, rest_x) = x.as_chunks::<64>();
+    let (blocks_y, rest_y) = y.as_chunks::<64>();
+    for (x, y) in blocks_x.iter().zip(blocks_y) {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: 16 numbers lie behind each pointer.
+            let (a, b) = unsafe { (_mm512_loadu_ps(x.as_ptr().add(i * 16)), _mm512_loadu_ps(y.as_ptr().add(i * 16))) };
+            *sum = _mm512_fmadd_ps(a, b, *sum);
+        }
+    }
+    let sum = _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3]));
+    _mm512_reduce_add_ps(sum) + rest_x.iter().zip(rest_y).map(|(x, y)| x * y).sum::<f32>()
+}
+
+/// `products[i, j] = rows[i]·set[j]`: rows `[m, dim]`, set `[n, dim]`, products `[m, n]`, each row by row. On one core.
+pub(crate) fn multiply(rows: &[f32], set: &[f32], dim: usize, products: &mut [f32]) {
+    let (m, n) = (rows.len() / dim, set.len() / dim);
+    assert!(products.len() >= m * n, "room for the products");
+    let (row, n_step) = (dim as isize, n as isize);
+    // SAFETY: the sizes are those of the slices.
+    unsafe {
+        let (d, a, b) = (products.as_mut_ptr(), rows.as_ptr(), set.as_ptr());
+        gemm(m, n, dim, d, 1, n_step, false, a, 1, row, b, row, 1, 0.0, 1.0, false, false, false, Parallelism::None);
+    }
+}
+
+/// The place and value of the greatest number, of equals the first; NaN counts for nothing.
+pub(crate) fn argmax(values: &[f32]) -> Option<(usize, f32)> {
+    const LANES: usize = 16;
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let mut most = [f32::NEG_INFINITY; LANES];
+    for chunk in chunks {
+        for i in 0..LANES {
+            most[i] = if chunk[i] > most[i] { chunk[i] } else { most[i] };
+        }
+    }
+    let most = most.iter().chain(rest).fold(f32::NEG_INFINITY, |most, &x| if x > most { x } else { most });
+    values.iter().position(|&x| x == most).map(|i| (i, most))
 }
 
 #[cfg(test)]
@@ -127,12 +269,31 @@ mod tests {
             let x: Vec<f16> = (0..n).map(|i| f16::from_f32((i as f32 * 0.37).sin())).collect();
             let y: Vec<f32> = (0..n).map(|i| (i as f32 * 0.11).cos()).collect();
             let exact = |f: fn(f64, f64) -> f64| x.iter().zip(&y).map(|(x, y)| f(x.to_f64(), f64::from(*y))).sum::<f64>();
-            for got in [products(&x, &y), by_lanes(&x, &y)] {
+            // SAFETY: both have n numbers.
+            let lanes = unsafe { by_lanes(x.as_ptr(), y.as_ptr(), n) };
+            // As it lies in a file: after a byte of something else.
+            let stored: Vec<u8> = [7].into_iter().chain(x.iter().flat_map(|x| x.to_le_bytes())).collect();
+            let mut wide = vec![0.0; n];
+            let squares = widen(&stored[1..], true, &mut wide);
+            assert_eq!(wide, x.iter().map(|x| x.to_f32()).collect::<Vec<_>>());
+            assert!((f64::from(squares) - exact(|x, _| x * x)).abs() < 1e-3, "{n}");
+            for got in [products(&x, &y), lanes, products_of_stored(&stored[1..], true, &y)] {
                 assert!((f64::from(got.xy) - exact(|x, y| x * y)).abs() < 1e-3, "{n}");
                 assert!((f64::from(got.xx) - exact(|x, _| x * x)).abs() < 1e-3, "{n}");
                 assert!((f64::from(got.yy) - exact(|_, y| y * y)).abs() < 1e-3, "{n}");
                 assert!((f64::from(got.dd) - exact(|x, y| (x - y) * (x - y))).abs() < 1e-3, "{n}");
             }
         }
+    }
+
+    #[test]
+    fn the_first_of_the_greatest() {
+        for n in [1usize, 15, 16, 17, 100] {
+            let values: Vec<f32> = (0..n).map(|i| ((i * 7) % 13) as f32).collect();
+            let most = values.iter().copied().fold(0.0, f32::max);
+            assert_eq!(argmax(&values), Some((values.iter().position(|&x| x == most).expect("is one"), most)));
+        }
+        assert_eq!(argmax(&[f32::NAN, 1.0, f32::NAN]), Some((1, 1.0)));
+        assert_eq!((argmax(&[]), argmax(&[f32::NAN])), (None, None));
     }
 }

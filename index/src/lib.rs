@@ -1,11 +1,28 @@
-//! Everything about vectors: metrics and sets of vectors here; indexes and k-means build on them.
+//! Everything about vectors: metrics, exact search, indexes, named sets and their graphs, k-means, duplicates.
 //! Parses no SQL.
 
+mod assign;
+mod duplicates;
 mod error;
+mod exact;
+mod graph;
+mod indexes;
 mod kernel;
+mod kind;
+mod kmeans;
 mod metric;
+mod search;
 mod set;
+mod top;
 
+pub use duplicates::{Duplicate, Keep, duplicates};
 pub use error::{Error, Result};
-pub use metric::{Metric, measure};
+pub use exact::{Wanted, exact, without_vector};
+pub use graph::{Graph, GraphOptions};
+pub use indexes::{Effort, IndexInfo, NewIndex, create_index, drop_index, indexes_of, list_indexes, set_defaults, update_index};
+pub use kind::{KINDS, Kind};
+pub use kmeans::{Clusters, KMeans, Start, kmeans};
+pub use metric::{Distance, Metric, as_fixed, check_queries, measure};
+pub use search::Searcher;
 pub use set::VectorSet;
+pub use top::Neighbour;

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use arrow::array::{Array, ArrayRef, AsArray, FixedSizeListArray, Float32Array};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Float16Type, Float32Type};
@@ -28,6 +30,41 @@ impl Metric {
             Metric::InnerProduct => p.xy,
             Metric::L2Distance => p.dd.sqrt(),
         }
+    }
+}
+
+/// What a search goes by: less is nearer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Distance {
+    /// 1 - x·y / (|x| |y|)
+    Cosine,
+    /// 1 - x·y
+    Dot,
+    /// |x - y|
+    L2,
+}
+
+impl Distance {
+    #[inline(always)]
+    pub(crate) fn of(self, p: Products) -> f32 {
+        match self {
+            Distance::Cosine => Metric::CosineDistance.of(p),
+            Distance::Dot => 1.0 - p.xy,
+            Distance::L2 => Metric::L2Distance.of(p),
+        }
+    }
+
+    /// Its name in SQL and in Lance's indexes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Distance::Cosine => "cosine",
+            Distance::Dot => "dot",
+            Distance::L2 => "l2",
+        }
+    }
+
+    pub fn parse(name: &str) -> Option<Distance> {
+        [Distance::Cosine, Distance::Dot, Distance::L2].into_iter().find(|distance| distance.name().eq_ignore_ascii_case(name))
     }
 }
 
@@ -98,6 +135,53 @@ impl Vector<'_> {
             Vector::F32(v) => out.extend_from_slice(v),
         }
     }
+}
+
+/// A column of vectors as lists of a fixed size, of float16 or float32.
+pub fn as_fixed(column: &ArrayRef) -> Result<FixedSizeListArray> {
+    if let Some(list) = column.as_fixed_size_list_opt()
+        && matches!(list.value_type(), DataType::Float16 | DataType::Float32)
+    {
+        return Ok(list.clone());
+    }
+    let vectors = Vectors::of(column)?;
+    let dim = (0..column.len()).find_map(|i| vectors.row(i).map(|row| row.len())).unwrap_or(1);
+    let mut values = Vec::with_capacity(column.len() * dim);
+    let mut there = Vec::with_capacity(column.len());
+    for i in 0..column.len() {
+        match vectors.row(i) {
+            Some(row) if row.len() != dim => return Err(Error::Dimensions { left: dim, right: row.len() }),
+            Some(row) => row.extend(&mut values),
+            None => values.extend(std::iter::repeat_n(0.0, dim)),
+        }
+        there.push(vectors.row(i).is_some());
+    }
+    let item = Arc::new(Field::new("item", DataType::Float32, true));
+    let values = Arc::new(Float32Array::from(values));
+    FixedSizeListArray::try_new(item, dim as i32, values, Some(there.into())).map_err(|e| Error::lance(e.into()))
+}
+
+/// What is looked for, `[n, dim]`, and the rows it is of: those that are not NULL. An error where a vector is of another
+/// length than `dim`, holds a number that is not finite, or has no direction where one is wanted.
+pub fn check_queries(column: &dyn Array, dim: usize, distance: Distance) -> Result<(Vec<f32>, Vec<usize>)> {
+    let vectors = Vectors::of(column)?;
+    let (mut values, mut rows) = (Vec::with_capacity(column.len() * dim), Vec::with_capacity(column.len()));
+    for i in 0..column.len() {
+        let Some(row) = vectors.row(i) else { continue };
+        if row.len() != dim {
+            return Err(Error::Dimensions { left: dim, right: row.len() });
+        }
+        let start = values.len();
+        row.extend(&mut values);
+        if values[start..].iter().any(|x| !x.is_finite()) {
+            return Err(Error::NotFiniteQuery);
+        }
+        if distance == Distance::Cosine && values[start..].iter().all(|x| *x == 0.0) {
+            return Err(Error::ZeroQuery);
+        }
+        rows.push(i);
+    }
+    Ok((values, rows))
 }
 
 /// The metric between the vectors of `a` and `b`, row by row, as float32; a column of one row stands for every row.

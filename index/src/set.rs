@@ -1,6 +1,6 @@
 use arrow::array::{Array, Float32Array, Int32Array};
-use gemm::{Parallelism, gemm};
 
+use crate::assign::{BLOCK_ROWS, BLOCK_SET, best_of_block};
 use crate::metric::Vectors;
 use crate::{Error, Result};
 
@@ -11,11 +11,6 @@ pub struct VectorSet {
     /// `[n, dim]`, row by row.
     values: Vec<f32>,
 }
-
-/// Rows whose products with the whole set are made at once.
-const BLOCK_ROWS: usize = 256;
-/// Vectors of the set whose products are held at once.
-const BLOCK_SET: usize = 4096;
 
 impl VectorSet {
     /// `values` is `[n, dim]`, row by row, n at least 1.
@@ -38,6 +33,11 @@ impl VectorSet {
         self.values.is_empty()
     }
 
+    /// `[n, dim]`, row by row.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
     /// The vector with this id.
     pub fn vector(&self, id: usize) -> &[f32] {
         &self.values[id * self.dim..(id + 1) * self.dim]
@@ -58,7 +58,7 @@ impl VectorSet {
         let vectors = Vectors::of(rows)?;
         let mut best = vec![None; rows.len()];
         let (mut block, mut which) = (Vec::with_capacity(BLOCK_ROWS * self.dim), Vec::with_capacity(BLOCK_ROWS));
-        let mut products = vec![0f32; BLOCK_ROWS * BLOCK_SET.min(self.len())];
+        let mut scratch = vec![0f32; BLOCK_ROWS * BLOCK_SET.min(self.len())];
         for i in 0..rows.len() {
             if let Some(vector) = vectors.row(i) {
                 if vector.len() != self.dim {
@@ -68,36 +68,16 @@ impl VectorSet {
                 which.push(i);
             }
             if which.len() == BLOCK_ROWS || i + 1 == rows.len() {
-                self.best_of_block(&block, &which, &mut products, &mut best);
+                let mut of_block = vec![(0u32, f32::NEG_INFINITY); which.len()];
+                best_of_block(&block, &self.values, self.dim, &[], &mut scratch, &mut of_block);
+                for (&row, (id, similarity)) in which.iter().zip(of_block) {
+                    best[row] = Some((id as usize, similarity));
+                }
                 block.clear();
                 which.clear();
             }
         }
         Ok(best)
-    }
-
-    fn best_of_block(&self, block: &[f32], which: &[usize], products: &mut [f32], best: &mut [Option<(usize, f32)>]) {
-        for start in (0..self.len()).step_by(BLOCK_SET) {
-            let n = BLOCK_SET.min(self.len() - start);
-            let set = &self.values[start * self.dim..(start + n) * self.dim];
-            let (m, k) = (which.len(), self.dim);
-            // SAFETY: products is [m, n], block [m, k] and set [n, k], each row by row.
-            unsafe {
-                let (d, a, b) = (products.as_mut_ptr(), block.as_ptr(), set.as_ptr());
-                let (row, dim) = (n as isize, k as isize);
-                gemm(m, n, k, d, 1, row, false, a, 1, dim, b, dim, 1, 0.0, 1.0, false, false, false, Parallelism::None);
-            }
-            for (products, &row) in products.chunks_exact(n).zip(which) {
-                let first = best[row].unwrap_or((start, f32::NEG_INFINITY));
-                let found = products.iter().enumerate().fold(
-                    first,
-                    |(id, most), (i, &product)| {
-                        if product > most { (start + i, product) } else { (id, most) }
-                    },
-                );
-                best[row] = Some(found);
-            }
-        }
     }
 }
 

@@ -42,14 +42,19 @@ const COMMIT_EVERY: Duration = Duration::from_secs(10);
 const FEW_FRAGMENTS: usize = 64;
 const BATCH_ROWS: usize = 8192;
 
-pub(crate) fn is_computed(field: &Field) -> bool {
+pub(crate) fn is_computed_field(field: &Field) -> bool {
     field.metadata().contains_key(EXPRESSION)
+}
+
+/// Whether a dataset has a computed column of this name.
+pub fn is_computed(dataset: &Dataset, column: &str) -> bool {
+    dataset.schema().field(column).is_some_and(|field| is_computed_field(&Field::from(field)))
 }
 
 /// A dataset's schema without computed columns: what an ingest writes.
 pub(crate) fn stored_schema(dataset: &Dataset) -> SchemaRef {
     let schema = Schema::from(dataset.schema());
-    Arc::new(Schema::new(schema.fields().iter().filter(|field| !is_computed(field)).cloned().collect::<Vec<_>>()))
+    Arc::new(Schema::new(schema.fields().iter().filter(|field| !is_computed_field(field)).cloned().collect::<Vec<_>>()))
 }
 
 impl Computed {
@@ -186,8 +191,7 @@ impl Pool {
             let lock = Lock::take_swept(self).await?;
             let mut dataset = Dataset::clone(&*self.require(Table::Pool).await?);
             if dataset.schema().field(column).is_none() {
-                let names: Vec<&str> = dataset.schema().fields.iter().map(|field| field.name.as_str()).collect();
-                return Err(Error::NoColumn { path: self.root().into(), column: column.into(), known: names.join(", ") });
+                return Err(Error::no_column(&dataset, column));
             }
             if !of_dataset(&dataset).iter().any(|computed| computed.column == column) {
                 return Err(Error::ColumnIngested { column: column.into() });

@@ -46,6 +46,10 @@ pub enum Error {
     ColumnName { path: PathBuf, column: String },
     #[error("{}: array '{array}' has {got}, expected {expected}", path.display())]
     Array { path: PathBuf, array: String, expected: String, got: String },
+    #[error("column '{column}' holds {got}, expected vectors of float16 or float32, all of the same length")]
+    NotVectors { column: String, got: String },
+    #[error("{} ends within its data", path.display())]
+    Truncated { path: PathBuf },
     #[error("not a uid: '{text}', expected 32 hexadecimal digits")]
     Uid { text: String },
     #[error("{}: not a subset: {got}, expected {expected}", path.display())]
@@ -146,6 +150,11 @@ impl Error {
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.into();
         move |source| Error::Io { path, source }
+    }
+
+    pub fn no_column(dataset: &lance::Dataset, column: &str) -> Error {
+        let names: Vec<&str> = dataset.schema().fields.iter().map(|field| field.name.as_str()).collect();
+        Error::NoColumn { path: dataset.uri().into(), column: column.into(), known: names.join(", ") }
     }
 
     pub(crate) fn lance(path: impl Into<String>) -> impl FnOnce(lance::Error) -> Error {

@@ -17,23 +17,27 @@ mod pool;
 mod receipt;
 pub mod records;
 mod rejects;
+mod rows;
 mod samples;
 pub mod schema;
 mod subset;
 mod uid;
+mod vector_column;
 pub mod vectors;
 pub mod verify;
 mod versions;
-mod zones;
 
-pub use computed::{Compute, Computed};
+pub use computed::{Compute, Computed, is_computed};
 pub use error::{Error, Result, closest};
+pub use lock::Lock;
 pub use pool::{Pool, Table};
 pub use receipt::Receipt;
 pub use rejects::Reject;
+pub use rows::{Bits, Rows};
 pub use samples::{Missing, Sample, Samples};
 pub use subset::{Subset, SubsetWriter, Written};
 pub use uid::Uid;
+pub use vector_column::{Stretch, VectorColumn};
 pub use versions::Versions;
 
 /// How far a long operation has come. Reported through a callback; only the shell prints it.

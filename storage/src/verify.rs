@@ -11,6 +11,7 @@ use half::slice::HalfFloatSliceExt;
 use lance::Dataset;
 use lance::dataset::cleanup::CleanupPolicy;
 use lance::index::DatasetIndexExt;
+use lance_index::optimize::OptimizeOptions;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
@@ -382,7 +383,7 @@ async fn indexes(dataset: &Dataset, table: Table, options: &Options, found: &mut
         if left == 0 {
             push(found, "indexes", State::Good, text);
         } else if options.repair {
-            Dataset::clone(dataset).optimize_indices(&Default::default()).await.map_err(wrap())?;
+            Dataset::clone(dataset).optimize_indices(&OptimizeOptions::append()).await.map_err(wrap())?;
             push(found, "indexes", State::Repaired, text);
         } else {
             // Rows without are scanned in full: slower, not wrong.

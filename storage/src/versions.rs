@@ -10,6 +10,7 @@ use lance::Dataset;
 use lance::dataset::cleanup::CleanupPolicy;
 use lance::dataset::optimize::{CompactionOptions, compact_files};
 use lance::index::DatasetIndexExt;
+use lance_index::optimize::OptimizeOptions;
 
 use crate::ledger::{Ledger, Tables};
 use crate::lock::Lock;
@@ -195,7 +196,7 @@ impl Pool {
                 let options = CompactionOptions { target_rows_per_fragment: 1 << 20, ..CompactionOptions::default() };
                 compact_files(&mut dataset, options, None).await.map_err(Error::lance(self.uri(table)))?;
                 if dataset.load_indices().await.map_err(Error::lance(self.uri(table)))?.iter().any(|index| !index.name.starts_with("__")) {
-                    dataset.optimize_indices(&Default::default()).await.map_err(Error::lance(self.uri(table)))?;
+                    dataset.optimize_indices(&OptimizeOptions::append()).await.map_err(Error::lance(self.uri(table)))?;
                 }
                 all.push((table, before, dataset.count_fragments()));
             }

@@ -20,7 +20,7 @@ use super::census::{Place, Uids};
 use super::sources::{Kind, Source};
 use super::{Run, convert, entry, table};
 use crate::commit::{self, Change};
-use crate::computed::is_computed;
+use crate::computed::is_computed_field;
 use crate::ledger::{Entry, FileDigest, digest_file};
 use crate::rejects::Reject;
 use crate::{Error, Result, Table, Uid, schema};
@@ -57,7 +57,7 @@ pub(super) async fn ingest(run: &mut Run<'_>) -> Result<()> {
         None => commit::create(run.pool, Table::Pool, Arc::new(new_schema.clone())).await?,
     };
     // Computed columns are left to their expression: without a file of theirs a fragment is known to lack them.
-    let stored = new_schema.fields().iter().filter(|field| !is_computed(field)).cloned().collect::<Vec<_>>();
+    let stored = new_schema.fields().iter().filter(|field| !is_computed_field(field)).cloned().collect::<Vec<_>>();
     let new_schema = Arc::new(Schema::new(stored));
     let groups = groups(&files, run.options.fragment_rows as u64);
 
@@ -139,7 +139,7 @@ fn add_fields(fields: &mut Vec<Field>, source: &Source, file: &SchemaRef) -> Res
         if !schema::can_be_column(field.name()) {
             return Err(Error::ColumnName { path: source.path.clone(), column: field.name().clone() });
         }
-        if fields.iter().any(|f| f.name() == field.name() && is_computed(f)) {
+        if fields.iter().any(|f| f.name() == field.name() && is_computed_field(f)) {
             return Err(Error::ColumnComputed { path: source.path.clone(), column: field.name().clone() });
         }
         let as_stored = schema::pool_field(field.name()).unwrap_or_else(|| schema::extra_field(field));

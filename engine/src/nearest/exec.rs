@@ -1,0 +1,543 @@
+//! Runs a `Nearest`: through an index where there is one, exactly where there is none.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arrow::array::{Array, ArrayRef, AsArray, Float32Array, RecordBatch, RecordBatchOptions, UInt32Array, UInt64Array};
+use arrow::compute::{concat_batches, take};
+use arrow::datatypes::{SchemaRef, UInt64Type};
+use async_trait::async_trait;
+use datafusion::common::{DFSchema, DataFusionError, Result, exec_err, plan_err};
+use datafusion::execution::context::{QueryPlanner, SessionState};
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::logical_expr::execution_props::ExecutionProps;
+use datafusion::logical_expr::{Expr, LogicalPlan, UserDefinedLogicalNode};
+use datafusion::physical_expr::{Distribution, EquivalenceProperties, create_physical_expr};
+use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{ColumnarValue, DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties};
+use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
+use datafusion::scalar::ScalarValue;
+use futures::{StreamExt, TryStreamExt};
+use index::{Distance, Effort, IndexInfo, Neighbour, Searcher, Wanted};
+use lance::dataset::ProjectionRequest;
+use storage::{Rows, VectorColumn};
+
+use super::chain::{Chain, addresses};
+use super::{Nearest, QUERY, SearchOptions};
+use crate::scan::LanceTable;
+
+/// DataFusion's planner, which also plans `Nearest`.
+#[derive(Debug)]
+pub(crate) struct Planner;
+
+#[async_trait]
+impl QueryPlanner for Planner {
+    async fn create_physical_plan(&self, plan: &LogicalPlan, state: &SessionState) -> Result<Arc<dyn ExecutionPlan>> {
+        DefaultPhysicalPlanner::with_extension_planners(vec![Arc::new(Planner)]).create_physical_plan(plan, state).await
+    }
+}
+
+#[async_trait]
+impl ExtensionPlanner for Planner {
+    async fn plan_extension(
+        &self,
+        planner: &dyn PhysicalPlanner,
+        node: &dyn UserDefinedLogicalNode,
+        logical: &[&LogicalPlan],
+        physical: &[Arc<dyn ExecutionPlan>],
+        state: &SessionState,
+    ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        let Some(node) = node.as_any().downcast_ref::<Nearest>() else { return Ok(None) };
+        let settings = Settings::of(node, state)?;
+        let chain = Chain::of(logical[1]);
+        let named = chain.and_then(|chain| {
+            let column = chain.name_of(logical[1], &node.column)?.to_string();
+            let columns = chain.columns.clone().into_iter().collect::<Option<Vec<String>>>()?;
+            Some((chain, column, columns))
+        });
+        let source = match named {
+            Some((chain, column, columns)) => {
+                let candidates = match chain.filtered {
+                    true => Some(planner.create_physical_plan(&state.optimize(&addresses(logical[1])?)?, state).await?),
+                    false => None,
+                };
+                let index = settings.choose(&chain.table, &column).await?;
+                Source::Table { table: chain.table, column, columns, candidates, index }
+            }
+            None => {
+                let Some(at) = logical[1].schema().maybe_index_of_column(&node.column) else {
+                    return plan_err!("no column {}", node.column);
+                };
+                Source::Rows { input: physical[1].clone(), at }
+            }
+        };
+        let schema: SchemaRef = Arc::new(node.schema().as_arrow().clone());
+        let properties = PlanProperties::new(
+            EquivalenceProperties::new(schema.clone()),
+            Partitioning::UnknownPartitioning(1),
+            EmissionType::Incremental,
+            Boundedness::Bounded,
+        );
+        let of_queries = node.of_queries();
+        let exec = NearestExec {
+            queries: physical[0].clone(),
+            source,
+            settings,
+            single: node.single,
+            with_nulls: node.with_nulls,
+            of_queries,
+            properties: Arc::new(properties),
+        };
+        Ok(Some(Arc::new(exec)))
+    }
+}
+
+/// How a search goes.
+#[derive(Debug, Clone)]
+struct Settings {
+    k: Option<usize>,
+    within: Option<f32>,
+    distance: Distance,
+    exact: bool,
+    nprobes: usize,
+    refine: usize,
+    index: Option<String>,
+}
+
+/// The value of an option.
+fn value_of(name: &str, expr: &Expr, state: &SessionState) -> Result<ScalarValue> {
+    let empty = DFSchema::empty();
+    let props: &ExecutionProps = state.execution_props();
+    let batch =
+        RecordBatch::try_new_with_options(Arc::new(empty.as_arrow().clone()), vec![], &RecordBatchOptions::new().with_row_count(Some(1)))?;
+    match create_physical_expr(expr, &empty, props)?.evaluate(&batch)? {
+        ColumnarValue::Scalar(value) => Ok(value),
+        ColumnarValue::Array(array) if array.len() == 1 => ScalarValue::try_from_array(&array, 0),
+        ColumnarValue::Array(_) => plan_err!("'{name}' of nearest must be a constant"),
+    }
+}
+
+impl Settings {
+    fn of(node: &Nearest, state: &SessionState) -> Result<Settings> {
+        let set = state.config_options().extensions.get::<SearchOptions>().cloned().unwrap_or_default();
+        let mut settings = Settings {
+            k: None,
+            within: None,
+            distance: Distance::Cosine,
+            exact: set.exact,
+            nprobes: set.nprobes,
+            refine: set.refine,
+            index: None,
+        };
+        for (name, expr) in &node.options {
+            let value = value_of(name, expr, state)?;
+            let count = || match value.cast_to(&arrow::datatypes::DataType::Int64) {
+                Ok(ScalarValue::Int64(Some(n))) if n >= 0 => Ok(n as usize),
+                _ => plan_err!("'{name}' of nearest must be a whole number of at least 0, got {value}"),
+            };
+            match name.as_str() {
+                "k" => settings.k = Some(count()?),
+                "nprobes" => settings.nprobes = count()?,
+                "refine" => settings.refine = count()?,
+                "within" => match value.cast_to(&arrow::datatypes::DataType::Float32) {
+                    Ok(ScalarValue::Float32(Some(x))) if !x.is_nan() => settings.within = Some(x),
+                    _ => return plan_err!("'within' of nearest must be a number, got {value}"),
+                },
+                "exact" => match value {
+                    ScalarValue::Boolean(Some(exact)) => settings.exact = exact,
+                    _ => return plan_err!("'exact' of nearest must be true or false, got {value}"),
+                },
+                "metric" => {
+                    let text = value.try_as_str().flatten().unwrap_or_default().to_string();
+                    let Some(distance) = Distance::parse(&text) else {
+                        return plan_err!("'metric' of nearest must be cosine, dot or l2, got {value}");
+                    };
+                    settings.distance = distance;
+                }
+                _ => settings.index = value.try_as_str().flatten().map(str::to_string),
+            }
+        }
+        Ok(settings)
+    }
+
+    /// The index to go through: the one named, or the first over the column that goes by the same distance.
+    async fn choose(&self, table: &LanceTable, column: &str) -> Result<Option<IndexInfo>> {
+        if self.exact || self.k.is_none() {
+            return Ok(None);
+        }
+        let indexes = index::indexes_of(table.dataset()).await.map_err(external)?;
+        if let Some(name) = &self.index {
+            let found = indexes.iter().find(|index| index.name == *name);
+            let Some(found) = found else {
+                let known = indexes.iter().map(|index| index.name.as_str()).collect::<Vec<_>>().join(", ");
+                return Err(external(index::Error::IndexMissing { name: name.clone(), known }));
+            };
+            if found.column != column || found.distance != Some(self.distance) {
+                let goes_by = found.distance.map_or("no distance", Distance::name);
+                let (of, distance) = (&found.column, self.distance.name());
+                return plan_err!("index '{name}' is over {of} and goes by {goes_by}, the search over {column} and by {distance}");
+            }
+            return Ok(Some(found.clone()));
+        }
+        Ok(indexes.into_iter().find(|index| index.column == column && index.distance == Some(self.distance) && index.rows > 0))
+    }
+
+    fn effort(&self, index: &IndexInfo) -> Effort {
+        let or = |given: usize, default: usize| if given > 0 { given } else { default };
+        Effort { nprobes: or(self.nprobes, index.defaults.nprobes), refine: or(self.refine, index.defaults.refine) }
+    }
+}
+
+fn external(e: impl Into<crate::Error>) -> DataFusionError {
+    DataFusionError::External(Box::new(e.into()))
+}
+
+/// What is searched.
+#[derive(Debug)]
+enum Source {
+    Table {
+        table: LanceTable,
+        column: String,
+        columns: Vec<String>,
+        candidates: Option<Arc<dyn ExecutionPlan>>,
+        index: Option<IndexInfo>,
+    },
+    /// Rows of any plan, held in memory.
+    Rows {
+        input: Arc<dyn ExecutionPlan>,
+        at: usize,
+    },
+}
+
+#[derive(Debug)]
+struct NearestExec {
+    queries: Arc<dyn ExecutionPlan>,
+    source: Source,
+    settings: Settings,
+    single: bool,
+    with_nulls: bool,
+    /// Columns of the left side that are given on.
+    of_queries: usize,
+    properties: Arc<PlanProperties>,
+}
+
+impl DisplayAs for NearestExec {
+    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter) -> fmt::Result {
+        let Settings { k, within, distance, .. } = &self.settings;
+        match &self.source {
+            Source::Table { table, column, .. } => {
+                let table = table.dataset().uri();
+                let table = table.rsplit('/').next().unwrap_or(table);
+                write!(f, "NearestExec: {table}.{column} by {}", distance.name())?;
+            }
+            Source::Rows { .. } => write!(f, "NearestExec: rows in memory by {}", distance.name())?,
+        }
+        k.iter().try_for_each(|k| write!(f, ", k={k}"))?;
+        within.iter().try_for_each(|within| write!(f, ", within={within}"))?;
+        match &self.source {
+            Source::Table { index: Some(index), .. } => {
+                let Effort { nprobes, refine } = self.settings.effort(index);
+                write!(f, ", through index {} ({}), nprobes={nprobes}, refine={refine}", index.name, index.lance_kind)?;
+                if index.lagging > 0 {
+                    write!(f, ", {} rows after it exactly", index.lagging)?;
+                }
+            }
+            _ => write!(f, ", exact")?,
+        }
+        match &self.source {
+            Source::Table { candidates: Some(_), .. } => write!(f, ", filtered before"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl ExecutionPlan for NearestExec {
+    fn name(&self) -> &str {
+        "NearestExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        let rows = match &self.source {
+            Source::Table { candidates, .. } => candidates.as_ref(),
+            Source::Rows { input, .. } => Some(input),
+        };
+        [Some(&self.queries), rows].into_iter().flatten().collect()
+    }
+
+    fn required_input_distribution(&self) -> Vec<Distribution> {
+        vec![Distribution::SinglePartition; self.children().len()]
+    }
+
+    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        let mut children = children.into_iter();
+        let Some(queries) = children.next() else { return plan_err!("nearest has a left side") };
+        let source = match &self.source {
+            Source::Table { table, column, columns, index, .. } => Source::Table {
+                table: table.clone(),
+                column: column.clone(),
+                columns: columns.clone(),
+                candidates: children.next(),
+                index: index.clone(),
+            },
+            Source::Rows { input, at } => Source::Rows { input: children.next().unwrap_or_else(|| input.clone()), at: *at },
+        };
+        let (settings, properties) = (self.settings.clone(), self.properties.clone());
+        let NearestExec { single, with_nulls, of_queries, .. } = *self;
+        Ok(Arc::new(NearestExec { queries, source, settings, single, with_nulls, of_queries, properties }))
+    }
+
+    fn execute(&self, _: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let queries = self.queries.execute(0, context.clone())?;
+        let rows = match &self.source {
+            Source::Table { candidates, .. } => candidates.as_ref().map(|plan| plan.execute(0, context.clone())).transpose()?,
+            Source::Rows { input, .. } => Some(input.execute(0, context.clone())?),
+        };
+        let work = Work {
+            from: match &self.source {
+                Source::Table { table, column, columns, index, .. } => {
+                    From::Table { table: table.clone(), column: column.clone(), columns: columns.clone(), index: index.clone() }
+                }
+                Source::Rows { at, .. } => From::Rows(*at),
+            },
+            settings: self.settings.clone(),
+            single: self.single,
+            with_nulls: self.with_nulls,
+            of_queries: self.of_queries,
+            schema: self.schema(),
+            stop: Stop(Arc::default()),
+        };
+        let run = Run { queries: Some(queries), rows, target: None, work: Arc::new(work) };
+        let batches = futures::stream::try_unfold(run, |mut run| async move {
+            let batches = run.next().await?;
+            Ok::<_, DataFusionError>(batches.map(|batches| (futures::stream::iter(batches), run)))
+        })
+        .try_flatten();
+        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), batches)))
+    }
+}
+
+/// Ends the work of other threads when the query is dropped.
+struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Queries that share a pass.
+const QUERIES: usize = 1 << 14;
+/// Rows of a batch that comes out.
+const BATCH_ROWS: usize = 4096;
+
+enum From {
+    Table { table: LanceTable, column: String, columns: Vec<String>, index: Option<IndexInfo> },
+    Rows(usize),
+}
+
+/// What is searched, once it is open.
+struct Target {
+    column: Arc<VectorColumn>,
+    searcher: Option<Arc<Searcher>>,
+    /// The rows that count, where some do not.
+    allowed: Option<Arc<Rows>>,
+    /// The rows, where they lie in memory.
+    held: Option<RecordBatch>,
+}
+
+struct Run {
+    queries: Option<SendableRecordBatchStream>,
+    rows: Option<SendableRecordBatchStream>,
+    target: Option<Arc<Target>>,
+    work: Arc<Work>,
+}
+
+/// What does not change from one pass to the next.
+struct Work {
+    from: From,
+    settings: Settings,
+    single: bool,
+    with_nulls: bool,
+    of_queries: usize,
+    schema: SchemaRef,
+    stop: Stop,
+}
+
+/// Rows that an index is worth looking into for; fewer are all looked at.
+const FEW_ROWS: u64 = 20_000;
+
+impl Run {
+    async fn open(&mut self) -> Result<Arc<Target>> {
+        if let Some(target) = &self.target {
+            return Ok(target.clone());
+        }
+        let work = self.work.clone();
+        let target = match &work.from {
+            From::Table { table, column, index, .. } => {
+                let allowed = match self.rows.take() {
+                    Some(mut batches) => {
+                        let mut rows = Rows::none();
+                        while let Some(batch) = batches.try_next().await? {
+                            batch.column(0).as_primitive::<UInt64Type>().values().iter().for_each(|address| rows.insert(*address));
+                        }
+                        Some(Arc::new(rows))
+                    }
+                    None => None,
+                };
+                let many = allowed.as_ref().is_none_or(|rows| rows.named() > FEW_ROWS);
+                let searcher = match index.as_ref().filter(|_| many) {
+                    Some(index) => Some(table.searcher(index.clone()).await.map_err(external)?),
+                    None => None,
+                };
+                Target { column: table.vectors(column).await.map_err(external)?, searcher, allowed, held: None }
+            }
+            From::Rows(at) => {
+                let Some(batches) = self.rows.take() else { return exec_err!("nearest has rows to look among") };
+                let schema = batches.schema();
+                let batches: Vec<RecordBatch> = batches.try_collect().await?;
+                let held = concat_batches(&schema, &batches)?;
+                let array = index::as_fixed(held.column(*at)).map_err(external)?;
+                let column = VectorColumn::of_array(schema.field(*at).name(), array).map_err(external)?;
+                Target { column: Arc::new(column), searcher: None, allowed: None, held: Some(held) }
+            }
+        };
+        let target = Arc::new(target);
+        self.target = Some(target.clone());
+        Ok(target)
+    }
+
+    /// The rows of the next queries; `None` when there are no more.
+    async fn next(&mut self) -> Result<Option<Vec<Result<RecordBatch>>>> {
+        let Some(stream) = &mut self.queries else { return Ok(None) };
+        let schema = stream.schema();
+        let (mut batches, mut n) = (Vec::new(), 0);
+        while n < QUERIES {
+            match stream.next().await.transpose()? {
+                Some(batch) => {
+                    n += batch.num_rows();
+                    batches.push(batch);
+                }
+                None => {
+                    self.queries = None;
+                    break;
+                }
+            }
+        }
+        let queries = concat_batches(&schema, &batches)?;
+        let work = self.work.clone();
+        if work.single && queries.num_rows() != 1 {
+            return exec_err!("nearest looks for one vector, got {}", queries.num_rows());
+        }
+        if queries.num_rows() == 0 {
+            return Ok(None);
+        }
+        let target = self.open().await?;
+        let of_query = queries.column(schema.index_of(QUERY)?);
+        if work.single && of_query.is_null(0) {
+            return exec_err!("what is looked for is NULL");
+        }
+        let (values, which) = index::check_queries(of_query, target.column.dim(), work.settings.distance).map_err(external)?;
+        let found = work.search(&target, values).await?;
+        let mut pairs: Vec<(u32, Neighbour)> = Vec::new();
+        for (row, neighbours) in which.into_iter().zip(found) {
+            pairs.extend(neighbours.into_iter().map(|neighbour| (row as u32, neighbour)));
+        }
+        let mut out = Vec::new();
+        for pairs in pairs.chunks(BATCH_ROWS) {
+            out.push(Ok(work.batch(&target, &queries, pairs).await?));
+        }
+        Ok(Some(out))
+    }
+}
+
+impl Work {
+    async fn search(&self, target: &Arc<Target>, queries: Vec<f32>) -> Result<Vec<Vec<Neighbour>>> {
+        let within = self.settings.within.unwrap_or(f32::INFINITY);
+        let k = self.settings.k.unwrap_or(usize::MAX);
+        let stop = self.stop.0.clone();
+        if let Some(searcher) = &target.searcher {
+            let mut effort = self.settings.effort(searcher.info());
+            if let Some(allowed) = &target.allowed {
+                // The nearest of a tenth of the rows lie in ten times as many partitions.
+                let share = allowed.named() as f64 / target.column.len().max(1) as f64;
+                effort.nprobes = (effort.nprobes as f64 / share.max(1e-6)).ceil() as usize;
+            }
+            let queries = Arc::new(queries);
+            let mut found = searcher.search(&queries, k, within, effort, target.allowed.as_ref(), &stop).await.map_err(external)?;
+            self.fill(target, k, &mut found)?;
+            return Ok(found);
+        }
+        let (target, distance) = (target.clone(), self.settings.distance);
+        let work = tokio::task::spawn_blocking(move || {
+            let wanted = Wanted { queries: &queries, distance, k, within };
+            let live = target.column.live();
+            let found = index::exact(&target.column, wanted, target.allowed.as_deref().unwrap_or(&live), &stop);
+            (target, found)
+        });
+        let (target, found) = work.await.map_err(|e| DataFusionError::ExecutionJoin(Box::new(e)))?;
+        let mut found = found.map_err(external)?;
+        self.fill(&target, k, &mut found)?;
+        Ok(found)
+    }
+
+    /// Rows without a vector, where an ORDER BY has to give as many rows as there are.
+    fn fill(&self, target: &Arc<Target>, k: usize, found: &mut [Vec<Neighbour>]) -> Result<()> {
+        let Some(found) = found.first_mut().filter(|found| self.with_nulls && found.len() < k) else { return Ok(()) };
+        let live = target.column.live();
+        let rows = target.allowed.as_deref().unwrap_or(&live);
+        let column = target.column.clone();
+        let more = tokio::task::block_in_place(|| index::without_vector(&column, rows, k - found.len())).map_err(external)?;
+        found.extend(more.into_iter().map(|row| Neighbour { distance: f32::NAN, row }));
+        Ok(())
+    }
+
+    /// Pairs of a query and a row as they come out.
+    async fn batch(&self, target: &Target, queries: &RecordBatch, pairs: &[(u32, Neighbour)]) -> Result<RecordBatch> {
+        let lefts = UInt32Array::from_iter_values(pairs.iter().map(|(query, _)| *query));
+        let mut columns: Vec<ArrayRef> = Vec::with_capacity(self.schema.fields().len());
+        for (i, field) in queries.schema().fields().iter().enumerate() {
+            if columns.len() < self.of_queries && field.name() != QUERY {
+                columns.push(take(queries.column(i), &lefts, None)?);
+            }
+        }
+        let mut addresses: Vec<u64> = pairs.iter().map(|(_, neighbour)| neighbour.row).collect();
+        match (&self.from, &target.held) {
+            (_, Some(held)) => {
+                let places = UInt64Array::from(addresses);
+                for column in held.columns() {
+                    columns.push(take(column, &places, None)?);
+                }
+            }
+            (From::Table { table, columns: names, .. }, None) => {
+                addresses.sort_unstable();
+                addresses.dedup();
+                let dataset = table.dataset();
+                let mut wanted: Vec<&str> = names.iter().map(String::as_str).collect();
+                wanted.sort_unstable();
+                wanted.dedup();
+                if !wanted.is_empty() {
+                    let projection = ProjectionRequest::from_columns(&wanted, dataset.schema());
+                    let rows = dataset.take_rows(&addresses, projection).await?;
+                    if rows.num_rows() != addresses.len() {
+                        return exec_err!("an index of {} names rows that are not there", dataset.uri());
+                    }
+                    let place = |neighbour: &Neighbour| addresses.partition_point(|address| *address < neighbour.row) as u32;
+                    let places = UInt32Array::from_iter_values(pairs.iter().map(|(_, neighbour)| place(neighbour)));
+                    for name in names {
+                        columns.push(take(&rows[name.as_str()], &places, None)?);
+                    }
+                }
+            }
+            (From::Rows(_), None) => {}
+        }
+        let distances = pairs.iter().map(|(_, neighbour)| (!neighbour.distance.is_nan()).then_some(neighbour.distance));
+        columns.push(Arc::new(distances.collect::<Float32Array>()));
+        Ok(RecordBatch::try_new(self.schema.clone(), columns)?)
+    }
+}
