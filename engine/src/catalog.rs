@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use datafusion::arrow::array::{FixedSizeBinaryArray, Float32Array, RecordBatch};
+use datafusion::arrow::array::{ArrayRef, FixedSizeBinaryArray, Float32Array, Int64Array, RecordBatch, StringArray};
 use datafusion::arrow::buffer::Buffer;
 use datafusion::arrow::datatypes::{DataType, Field, Schema};
 use datafusion::catalog::{DynamicFileCatalog, MemTable, TableProvider, UrlTableFactory};
@@ -9,6 +9,7 @@ use datafusion::common::{DataFusionError, Result};
 use datafusion::datasource::dynamic_file::DynamicListTableFactory;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::prelude::SessionContext;
+use index::IndexInfo;
 use storage::{Pool, Subset, Table};
 
 use crate::scan::LanceTable;
@@ -23,7 +24,34 @@ pub(crate) async fn register(context: &SessionContext, pool: &Pool) -> crate::Re
             context.register_table(table.name(), Arc::new(provider)).map_err(wrap)?;
         }
     }
+    let dataset = pool.require(Table::Pool).await?;
+    let table = indexes(&index::indexes_of(&dataset).await?).map_err(wrap)?;
+    context.deregister_table(INDEXES).map_err(wrap)?;
+    context.register_table(INDEXES, Arc::new(table)).map_err(wrap)?;
     Ok(())
+}
+
+/// The name of the table that lists the indexes.
+pub(crate) const INDEXES: &str = "indexes";
+
+/// The indexes as a table.
+fn indexes(indexes: &[IndexInfo]) -> Result<MemTable> {
+    let texts = |of: &dyn Fn(&IndexInfo) -> Option<String>| Arc::new(indexes.iter().map(of).collect::<StringArray>()) as ArrayRef;
+    let numbers = |of: &dyn Fn(&IndexInfo) -> Option<i64>| Arc::new(indexes.iter().map(of).collect::<Int64Array>()) as ArrayRef;
+    let searched = |index: &IndexInfo, n: usize| index.distance.map(|_| n as i64);
+    let batch = RecordBatch::try_from_iter_with_nullable([
+        ("name", texts(&|index| Some(index.name.clone())), false),
+        ("column", texts(&|index| Some(index.column.clone())), false),
+        ("kind", texts(&|index| Some(index.kind.map_or(index.lance_kind.clone(), |kind| kind.name().to_string()))), false),
+        ("metric", texts(&|index| index.distance.map(|distance| distance.name().to_string())), true),
+        ("rows", numbers(&|index| Some(index.rows as i64)), false),
+        ("lagging", numbers(&|index| Some(index.lagging as i64)), false),
+        ("pieces", numbers(&|index| Some(index.pieces as i64)), false),
+        ("bytes", numbers(&|index| Some(index.bytes as i64)), false),
+        ("nprobes", numbers(&|index| searched(index, index.defaults.nprobes)), true),
+        ("refine", numbers(&|index| searched(index, index.defaults.refine)), true),
+    ])?;
+    MemTable::try_new(batch.schema(), vec![vec![batch]])
 }
 
 /// The context with `'file.parquet'`, `'file.csv'`, `'file.json'` and `'subset.npy'` as tables.
@@ -65,8 +93,7 @@ fn table_of(subset: &Subset) -> Result<MemTable> {
     let batch = |start: usize| {
         let end = subset.len().min(start + BATCH_ROWS);
         let bytes: Vec<u8> = subset.uids()[start..end].iter().flat_map(|uid| uid.0).collect();
-        let mut columns: Vec<datafusion::arrow::array::ArrayRef> =
-            vec![Arc::new(FixedSizeBinaryArray::try_new(16, Buffer::from_vec(bytes), None)?)];
+        let mut columns: Vec<ArrayRef> = vec![Arc::new(FixedSizeBinaryArray::try_new(16, Buffer::from_vec(bytes), None)?)];
         if let Some(weights) = subset.weights() {
             columns.push(Arc::new(Float32Array::from(weights[start..end].to_vec())));
         }

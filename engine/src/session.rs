@@ -5,6 +5,7 @@ use std::sync::{Arc, RwLock};
 
 use std::time::Instant;
 
+use arrow::array::Array;
 use arrow::datatypes::DataType;
 use datafusion::common::{DataFusionError, ParamValues};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
@@ -16,8 +17,8 @@ use datafusion::physical_plan::execute_stream;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use datafusion::scalar::ScalarValue;
 use datafusion::sql::parser::{ExplainStatement, Statement as DfStatement};
-use futures::FutureExt;
 use futures::future::BoxFuture;
+use futures::{FutureExt, TryStreamExt};
 use storage::{Computed, Pool, Progress, Receipt, Subset, Table, Written};
 
 use crate::computed::{Stored, UseComputed, analyzed};
@@ -205,13 +206,44 @@ impl Session {
                     self.refresh().await?;
                     Ok(Rows::told(&[("dropped", &column)]))
                 }
-                Statement::CreateZoneMap { column } => {
+                Statement::CreateIndex { new, if_not_exists } => {
                     self.must_be_newest()?;
-                    let new =
-                        index::NewIndex { name: None, column, kind: index::Kind::ZoneMap, options: Default::default(), replace: true };
-                    let name = index::create_index(&self.pool, &new, &*self.on_progress).await?;
-                    self.refresh().await?;
-                    Ok(Rows::told(&[("index", &name)]))
+                    match index::create_index(&self.pool, &new, &*self.on_progress).await {
+                        Err(index::Error::IndexExists { name }) if if_not_exists => Ok(Rows::told(&[("there", &name)])),
+                        made => {
+                            let name = made?;
+                            self.refresh().await?;
+                            Ok(Rows::told(&[("index", &name)]))
+                        }
+                    }
+                }
+                Statement::DropIndex { name, if_exists } => {
+                    self.must_be_newest()?;
+                    match index::drop_index(&self.pool, &name).await {
+                        Err(index::Error::IndexMissing { .. }) if if_exists => Ok(Rows::told(&[("missing", &name)])),
+                        dropped => {
+                            dropped?;
+                            self.refresh().await?;
+                            Ok(Rows::told(&[("dropped", &name)]))
+                        }
+                    }
+                }
+                Statement::CreateVectors { name, query } => {
+                    self.must_be_newest()?;
+                    let n = self.create_vectors(&name, &query, params).await?;
+                    Ok(Rows::told(&[("set", &name), ("vectors", &n)]))
+                }
+                Statement::DropVectors { name, if_exists } => {
+                    self.must_be_newest()?;
+                    match self.pool.drop_vectors(&name).await {
+                        Err(storage::Error::VectorsMissing { .. }) if if_exists => Ok(Rows::told(&[("missing", &name)])),
+                        dropped => {
+                            dropped?;
+                            self.sets.forget(&name);
+                            self.refresh().await?;
+                            Ok(Rows::told(&[("dropped", &name)]))
+                        }
+                    }
                 }
                 Statement::CopySubset { query, sql, path } => {
                     let parameters = params.iter().map(|(name, value)| (name.clone(), json(value))).collect();
@@ -238,6 +270,20 @@ impl Session {
         let rows = self.pool.compute_column(&plan.computed, plan.data_type, plan.compute, &*self.on_progress).await?;
         self.refresh().await?;
         Ok(rows)
+    }
+
+    /// Stores the vectors of a query of one column, or of a column `id` and one more, as a named set; gives their number.
+    async fn create_vectors(&self, name: &str, query: &str, params: &Params) -> Result<u64> {
+        let Statement::Plain(statement) = statements::parse(&self.context.state(), query)? else { return Err(Error::NotAQuery) };
+        let (rows, _) = self.rows(self.frame(*statement, params, true).await?).await?;
+        let schema = rows.schema();
+        let batches: Vec<arrow::array::RecordBatch> = rows.try_collect().await.map_err(|e| self.error(e))?;
+        let batch = arrow::compute::concat_batches(&schema, &batches).map_err(|e| self.error(e.into()))?;
+        let (dim, values) = vectors_of(&batch)?;
+        let n = values.len() / dim;
+        self.pool.add_vectors(name, dim, values).await?;
+        self.refresh().await?;
+        Ok(n as u64)
     }
 
     /// Extends all computed columns to rows that came after them.
@@ -452,6 +498,31 @@ impl<'a> Made<'a> {
         let parameters = filter.params().iter().map(|(name, value)| (name.clone(), json(value))).collect();
         Made { filter: filter.name(), sql: filter.sql(), parameters, start: Instant::now() }
     }
+}
+
+/// The vectors of a query's rows, in the order of its column `id` where it has one: which are then 0, 1, 2, ...
+fn vectors_of(batch: &arrow::array::RecordBatch) -> Result<(usize, Vec<f32>)> {
+    let wrong = |message: String| Error::Query { message, hint: Some("CREATE VECTORS name AS SELECT l14_img FROM pool WHERE ...".into()) };
+    let names: Vec<String> = batch.schema().fields().iter().map(|field| field.name().clone()).collect();
+    let others: Vec<&String> = names.iter().filter(|name| *name != "id").collect();
+    let [column] = others[..] else {
+        return Err(wrong(format!("a vector set takes one column of vectors, and a column id or none, got {}", names.join(", "))));
+    };
+    let order = match batch.column_by_name("id") {
+        Some(ids) => arrow::compute::sort_to_indices(ids, None, None).map_err(|e| wrong(e.to_string()))?,
+        None => arrow::array::UInt32Array::from_iter_values(0..batch.num_rows() as u32),
+    };
+    let column = arrow::compute::take(&batch[column.as_str()], &order, None).map_err(|e| wrong(e.to_string()))?;
+    if column.is_empty() {
+        return Err(wrong("the query gives no vectors".into()));
+    }
+    if column.null_count() > 0 {
+        return Err(wrong("a vector of the query is NULL".into()));
+    }
+    let list = index::as_fixed(&column)?;
+    let dim = list.value_length() as usize;
+    let (values, _) = index::check_queries(&list, dim, index::Distance::Dot)?;
+    Ok((dim, values))
 }
 
 fn json(value: &ScalarValue) -> serde_json::Value {

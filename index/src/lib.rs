@@ -2,6 +2,7 @@
 //! Parses no SQL.
 
 mod assign;
+mod check;
 mod duplicates;
 mod error;
 mod exact;
@@ -15,6 +16,7 @@ mod search;
 mod set;
 mod top;
 
+pub use check::{Check, Measured, check_index, ladder, recommend};
 pub use duplicates::{Duplicate, Keep, duplicates};
 pub use error::{Error, Result};
 pub use exact::{Wanted, exact, without_vector};

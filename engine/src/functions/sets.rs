@@ -27,6 +27,11 @@ impl Sets {
         Ok(set)
     }
 
+    /// What is known of a set that is there no longer.
+    pub fn forget(&self, name: &str) {
+        self.loaded.write().unwrap_or_else(|poisoned| poisoned.into_inner()).remove(name);
+    }
+
     pub fn get(&self, name: &str) -> Result<Arc<VectorSet>, DataFusionError> {
         let loaded = self.loaded.read().unwrap_or_else(|poisoned| poisoned.into_inner());
         match loaded.get(name) {
