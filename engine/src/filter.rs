@@ -7,14 +7,19 @@ use datafusion::scalar::ScalarValue;
 use crate::{Error, Result};
 
 /// The filters inside the program, under DataComp's own names.
-const SHIPPED: [(&str, &str); 8] = [
+const SHIPPED: [(&str, &str); 13] = [
     ("basic_filter", include_str!("../filters/basic_filter.sql")),
     ("clip_score", include_str!("../filters/clip_score.sql")),
+    ("dedup_exact", include_str!("../filters/dedup_exact.sql")),
+    ("dedup_near", include_str!("../filters/dedup_near.sql")),
     ("image_based", include_str!("../filters/image_based.sql")),
     ("image_based_intersect_clip_score", include_str!("../filters/image_based_intersect_clip_score.sql")),
     ("laion2b", include_str!("../filters/laion2b.sql")),
+    ("neg_clip_loss", include_str!("../filters/neg_clip_loss.sql")),
     ("no_filter", include_str!("../filters/no_filter.sql")),
+    ("normsim", include_str!("../filters/normsim.sql")),
     ("random_subset", include_str!("../filters/random_subset.sql")),
+    ("semantic_dedup", include_str!("../filters/semantic_dedup.sql")),
     ("text_based", include_str!("../filters/text_based.sql")),
 ];
 

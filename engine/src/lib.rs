@@ -41,6 +41,7 @@ mod rows;
 mod scan;
 mod session;
 mod statements;
+mod tables;
 mod uid_text;
 mod uses;
 

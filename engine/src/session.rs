@@ -29,6 +29,7 @@ use crate::own_buffers::OwnBuffers;
 use crate::resources::Resources;
 use crate::rows::{Rows, watch};
 use crate::statements::{self, Statement, add_column, copy_subset};
+use crate::tables::{TableFunctions, TablePlanner};
 use crate::uid_text::UidText;
 use crate::uses::Uses;
 use crate::{Error, Result, catalog, functions};
@@ -63,7 +64,7 @@ pub struct Session {
     context: SessionContext,
     /// Where changes go, and the same at the versions that queries read.
     pool: Pool,
-    reads: RwLock<Pool>,
+    reads: Arc<RwLock<Pool>>,
     memory: usize,
     resources: Arc<Resources>,
     sets: Arc<Sets>,
@@ -91,6 +92,9 @@ impl Session {
                 .set_bool("datafusion.sql_parser.map_string_types_to_utf8view", false)
                 .set_bool("datafusion.execution.parquet.schema_force_view_types", false);
             let computed = Arc::new(UseComputed::default());
+            let sets = Arc::new(Sets::of(pool.clone()));
+            let reads = Arc::new(RwLock::new(pool.clone()));
+            let planner = Planner(TablePlanner { reads: reads.clone(), sets: sets.clone() });
             let mut rules: Vec<_> = vec![Arc::new(UidText) as _];
             rules.extend(Analyzer::new().rules);
             rules.push(Arc::new(TwoPasses));
@@ -102,7 +106,7 @@ impl Session {
                 .with_default_features()
                 .with_config(config)
                 .with_runtime_env(runtime)
-                .with_query_planner(Arc::new(Planner))
+                .with_query_planner(Arc::new(planner))
                 .with_analyzer_rules(rules)
                 .with_physical_optimizer_rule(Arc::new(OwnBuffers))
                 .build();
@@ -113,13 +117,13 @@ impl Session {
                 use datafusion::execution::FunctionRegistry;
                 state.register_expr_planner(Arc::new(UidText)).map_err(wrap)?;
                 state.register_relation_planner(Arc::new(NearestPlanner)).map_err(wrap)?;
+                state.register_relation_planner(Arc::new(TableFunctions)).map_err(wrap)?;
             }
             let resources = Arc::new(Resources::new(options.resources));
-            let sets = Arc::new(Sets::of(pool.clone()));
             functions::register(&context, &resources, &sets, options.embed.as_ref());
             let session = Session {
                 context,
-                reads: RwLock::new(pool.clone()),
+                reads,
                 pool,
                 memory: options.memory,
                 resources,
@@ -326,6 +330,9 @@ impl Session {
             plan = plan.with_param_values(ParamValues::from(values)).map_err(errors)?;
         }
         self.load_sets(&plan).await?;
+        if self.uses(&plan)?.hashes && !self.pool.is_at_version() && self.pool.fill_hashes(&*self.on_progress).await? > 0 {
+            self.refresh().await?;
+        }
         self.check_stored(&plan)?;
         self.context.execute_logical_plan(plan).await.map_err(errors)
     }

@@ -13,6 +13,8 @@ pub(crate) struct Uses {
     /// Functions with optional files behind them, and the list that each names.
     pub functions: BTreeSet<(String, Option<String>)>,
     pub sets: BTreeSet<String>,
+    /// Whether it needs the images' perceptual hashes.
+    pub hashes: bool,
     /// Computed columns that it reads.
     pub computed: BTreeSet<String>,
 }
@@ -33,6 +35,9 @@ impl Uses {
                 let of_filters =
                     scan.filters.iter().flat_map(Expr::column_refs).filter_map(|column| all.field_with_name(&column.name).ok());
                 uses.computed.extend(of_filters.filter(|field| Computed::of_field(field).is_some()).map(|field| field.name().clone()));
+            }
+            if let LogicalPlan::Extension(extension) = node {
+                uses.hashes |= extension.node.name() == crate::tables::NEAR_DUPLICATES.name;
             }
             node.apply_expressions(|expr| {
                 expr.apply(|expr| {

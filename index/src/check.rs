@@ -61,6 +61,7 @@ pub fn check_index<'a>(
         let dataset = pool.require(Table::Pool).await?;
         let column = Arc::new(VectorColumn::open(dataset.clone(), &info.column).await?);
         let searcher = Arc::new(Searcher::open(info.clone(), column.clone()).await?);
+        searcher.prewarm().await?;
         let mut sources = vec![column.clone()];
         if let Some(from) = &check.from {
             let other = VectorColumn::open(dataset.clone(), from).await?;

@@ -1,11 +1,17 @@
 //! A navigable graph (HNSW, Malkov and Yashunin 2016) over a vector set, for single queries of large sets.
 
-use std::path::Path;
+use std::hash::Hasher;
+use std::path::{Path, PathBuf};
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use hnsw_rs::api::AnnT;
 use hnsw_rs::hnsw::Hnsw;
 use hnsw_rs::hnswio::HnswIo;
+use storage::{Lock, Pool};
+use twox_hash::XxHash64;
 
+use crate::indexes::joined;
 use crate::kernel::{dot, products};
 use crate::{Error, Result, VectorSet};
 
@@ -79,6 +85,62 @@ impl Graph {
         let hnsw = reader.load_hnsw::<f32, UnitDot>().map_err(|e| failed(e.to_string()))?;
         Ok(Graph { hnsw })
     }
+}
+
+/// What a graph is of, and the sizes of its files: what does not match is not loaded, for hnsw_rs does not check.
+fn manifest(set: &VectorSet, folder: &Path) -> Option<String> {
+    let mut hasher = XxHash64::with_seed(0);
+    set.values().iter().for_each(|x| hasher.write(&x.to_le_bytes()));
+    let mut text = format!("{} {} {:016x}", set.len(), set.dim(), hasher.finish());
+    for end in ["hnsw.graph", "hnsw.data"] {
+        let mut hasher = XxHash64::with_seed(0);
+        hasher.write(&std::fs::read(folder.join(format!("{NAME}.{end}"))).ok()?);
+        text += &format!(" {:016x}", hasher.finish());
+    }
+    Some(text)
+}
+
+fn folder_of(pool: &Pool, name: &str) -> Option<PathBuf> {
+    Some(pool.sets_folder()?.join(format!("{name}.graph")))
+}
+
+/// Builds the graph of a named set and keeps it in the pool's folder `sets`.
+pub fn build_graph<'a>(pool: &'a Pool, name: &'a str, options: GraphOptions) -> BoxFuture<'a, Result<()>> {
+    async move {
+        let (dim, values) = pool.read_vectors(name).await?;
+        let set = VectorSet::new(dim, values)?;
+        let Some(folder) = folder_of(pool, name) else {
+            return Err(Error::Graph { path: pool.root().into(), reason: "graphs are kept on local disks only".into() });
+        };
+        let lock = Lock::take_swept(pool).await?;
+        let work = tokio::task::spawn_blocking(move || {
+            let failed = |e: std::io::Error| Error::Graph { path: folder.display().to_string(), reason: e.to_string() };
+            let part = folder.with_extension("graph.part");
+            for old in [&part, &folder] {
+                if old.exists() {
+                    std::fs::remove_dir_all(old).map_err(failed)?;
+                }
+            }
+            Graph::build(&set, options).save(&part)?;
+            let text = manifest(&set, &part).ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
+            std::fs::write(part.join("of"), text).map_err(failed)?;
+            std::fs::rename(&part, &folder).map_err(failed)
+        });
+        work.await.map_err(joined)??;
+        lock.done();
+        Ok(())
+    }
+    .boxed()
+}
+
+/// The graph that is kept of a set; `None` where there is none, it is of other vectors, or its files are not whole.
+pub fn graph_of(pool: &Pool, name: &str, set: &VectorSet) -> Option<Graph> {
+    let folder = folder_of(pool, name)?;
+    let text = std::fs::read_to_string(folder.join("of")).ok()?;
+    if manifest(set, &folder)? != text {
+        return None;
+    }
+    Graph::load(&folder).ok()
 }
 
 impl std::fmt::Debug for Graph {

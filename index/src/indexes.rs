@@ -69,7 +69,7 @@ pub struct Effort {
 
 impl Default for Effort {
     fn default() -> Effort {
-        Effort { nprobes: 20, refine: 5 }
+        Effort { nprobes: 64, refine: 4 }
     }
 }
 

@@ -2,7 +2,9 @@
 //! Parses no SQL.
 
 mod assign;
+mod centroids;
 mod check;
+mod clip_loss;
 mod duplicates;
 mod error;
 mod exact;
@@ -12,19 +14,23 @@ mod kernel;
 mod kind;
 mod kmeans;
 mod metric;
+mod near;
 mod search;
 mod set;
 mod top;
 
+pub use centroids::find_centroids;
 pub use check::{Check, Measured, check_index, ladder, recommend};
+pub use clip_loss::{ClipLoss, neg_clip_loss};
 pub use duplicates::{Duplicate, Keep, duplicates};
 pub use error::{Error, Result};
 pub use exact::{Wanted, exact, without_vector};
-pub use graph::{Graph, GraphOptions};
+pub use graph::{Graph, GraphOptions, build_graph, graph_of};
 pub use indexes::{Effort, IndexInfo, NewIndex, create_index, drop_index, indexes_of, list_indexes, set_defaults, update_index};
 pub use kind::{KINDS, Kind};
 pub use kmeans::{Clusters, KMeans, Start, kmeans};
 pub use metric::{Distance, Metric, as_fixed, check_queries, measure};
+pub use near::{NearDuplicate, near_duplicates};
 pub use search::Searcher;
 pub use set::VectorSet;
 pub use top::Neighbour;

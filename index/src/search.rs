@@ -132,6 +132,14 @@ impl Searcher {
         &self.column
     }
 
+    /// Reads all of it into memory, as far as there is room for it.
+    pub(crate) async fn prewarm(&self) -> Result<()> {
+        for piece in &self.pieces {
+            piece.index.prewarm().await.map_err(Error::lance)?;
+        }
+        Ok(())
+    }
+
     /// Partitions of the largest piece.
     pub fn partitions(&self) -> usize {
         self.pieces.iter().map(|piece| piece.squares.len()).max().unwrap_or(0)
@@ -233,13 +241,7 @@ impl Searcher {
     /// What each piece may look at; `None` for all of it.
     fn masks(&self, allowed: Option<&Arc<Rows>>) -> Arc<Vec<Option<Arc<RowAddrMask>>>> {
         let allowed = allowed.map(|rows| {
-            let mut ids: Vec<u64> = Vec::new();
-            for (id, _) in self.column.fragments() {
-                if let Some(bits) = rows.of(id) {
-                    ids.extend(bits.iter().map(|row| u64::from(id) << 32 | row as u64));
-                }
-            }
-            ids.sort_unstable();
+            let ids = rows.addresses();
             RowAddrMask::from_allowed(RowAddrTreeMap::from_sorted_runs([&ids[..]]))
         });
         let of_piece = |piece: &Piece| match (&allowed, &piece.dead) {

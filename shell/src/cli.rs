@@ -39,6 +39,8 @@ pub(crate) enum Command {
     Compact(Compact),
     /// Remove old versions that no tag names
     Clean(Clean),
+    /// Indexes: over vectors, for nearest neighbours, and over other columns
+    Index(Index),
     /// Named vector sets: centroids, targets
     Vectors(Vectors),
     /// The optional files (language model, WordNet, ...): where they are, what is missing
@@ -103,6 +105,67 @@ pub(crate) struct Resources {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Index {
+    pub pool: String,
+    #[command(subcommand)]
+    pub command: IndexCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum IndexCommand {
+    /// Make an index over a column
+    Create {
+        column: String,
+        /// Its kind (see: tarn index POOL kinds)
+        #[arg(long, default_value = "ivf_rq")]
+        using: String,
+        /// By default the column and the kind
+        #[arg(long)]
+        name: Option<String>,
+        /// An option of the kind, such as metric=dot or partitions=4096
+        #[arg(long, value_name = "NAME=VALUE", value_parser = parse_param)]
+        with: Vec<(String, String)>,
+        /// Replace one of this name
+        #[arg(long)]
+        replace: bool,
+    },
+    /// List the indexes, and the rows that came after them
+    List,
+    /// List the kinds of indexes
+    Kinds,
+    /// Remove an index
+    Drop { name: String },
+    /// Extend one index, or all, to the rows that came after it
+    Update { name: Option<String> },
+    /// Measure how much of the exact answer an index over vectors finds, and how fast, setting by setting
+    Check {
+        name: String,
+        #[arg(short, long, default_value_t = 10)]
+        k: usize,
+        /// Samples that are looked for
+        #[arg(long, default_value_t = 200)]
+        queries: usize,
+        /// A second column whose vectors are looked for; by default the texts beside images, and the other way round
+        #[arg(long, value_name = "COLUMN")]
+        from: Option<String>,
+        /// Partitions looked into; by default a ladder
+        #[arg(long, value_delimiter = ',', requires = "refine")]
+        nprobes: Vec<usize>,
+        /// Candidates looked at again, in multiples of k
+        #[arg(long, value_delimiter = ',', requires = "nprobes")]
+        refine: Vec<usize>,
+        /// The recall to recommend a setting for
+        #[arg(long, default_value_t = 0.95)]
+        recall: f64,
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        /// Store the recommended setting as the index's default
+        #[arg(long)]
+        set: bool,
+    },
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Vectors {
     pub pool: String,
     #[command(subcommand)]
@@ -111,17 +174,62 @@ pub(crate) struct Vectors {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum VectorsCommand {
-    /// Add a set from a .npy of shape [n, dim]
+    /// Add a set from a .npy of shape [n, dim], or from an array of a .npz
     Add {
         name: String,
         /// float16, float32 or float64
-        #[arg(value_name = "FILE.npy")]
+        #[arg(value_name = "FILE")]
         file: PathBuf,
+        /// The array of a .npz, where it has several
+        #[arg(long)]
+        array: Option<String>,
+    },
+    /// Find centroids of a column by k-means; a stopped run goes on where it was
+    Kmeans {
+        /// The name of the set, by default the column and k: l14_img_k1000
+        name: Option<String>,
+        #[arg(long)]
+        column: String,
+        #[arg(short, long)]
+        k: usize,
+        #[arg(long, default_value_t = 20)]
+        iterations: usize,
+        /// Samples drawn, at most; by default 256 a centroid
+        #[arg(long)]
+        samples: Option<usize>,
+        /// Samples an iteration, for mini-batches; without, all of them
+        #[arg(long, default_value_t = 0)]
+        batch: usize,
+        /// How the first centroids are drawn
+        #[arg(long, value_enum, default_value = "random")]
+        start: KmeansStart,
+        /// Vectors as they are and squared distances, instead of directions and cosines
+        #[arg(long)]
+        euclidean: bool,
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+    /// Build a graph over a set, for single queries of large sets
+    Graph {
+        name: String,
+        /// Neighbours of a vector
+        #[arg(long, default_value_t = 24)]
+        neighbours: usize,
+        /// Candidates looked at for each vector
+        #[arg(long, default_value_t = 200)]
+        candidates: usize,
     },
     /// List the sets
     List,
     /// Remove a set
     Drop { name: String },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KmeansStart {
+    Random,
+    #[value(name = "kmeans++")]
+    PlusPlus,
 }
 
 #[derive(Debug, Args)]

@@ -19,6 +19,8 @@ pub(crate) enum Error {
     #[error(transparent)]
     Storage(#[from] storage::Error),
     #[error(transparent)]
+    Index(#[from] index::Error),
+    #[error(transparent)]
     Engine(#[from] engine::Error),
     #[error(transparent)]
     Train(#[from] train::Error),
@@ -40,6 +42,7 @@ impl Error {
                 Some(format!("files that no version needs and indexes that lag are mended by: tarn verify {pool} --repair"))
             }
             Error::Storage(e) => e.hint(),
+            Error::Index(e) => e.hint(),
             Error::Engine(e) => e.hint(),
             Error::Train(e) => e.hint(),
             Error::Eval(e) => e.hint(),

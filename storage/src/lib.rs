@@ -9,6 +9,7 @@ mod commit;
 mod computed;
 mod error;
 pub mod export;
+pub mod hashes;
 pub mod images;
 pub mod ingest;
 mod ledger;

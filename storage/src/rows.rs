@@ -88,6 +88,13 @@ impl Rows {
         self.of((address >> 32) as u32).is_none_or(|bits| bits.has(address as u32 as usize))
     }
 
+    /// The addresses of the rows of the named fragments that count, in order.
+    pub fn addresses(&self) -> Vec<u64> {
+        let mut ids: Vec<u32> = self.fragments.keys().copied().collect();
+        ids.sort_unstable();
+        ids.into_iter().flat_map(|id| self.fragments[&id].iter().map(move |row| u64::from(id) << 32 | row as u64)).collect()
+    }
+
     /// How many rows the named fragments have that count.
     pub fn named(&self) -> u64 {
         self.fragments.values().map(Bits::count).sum()

@@ -27,9 +27,7 @@ impl Pool {
         async move {
             let lock = Lock::take_swept(self).await?;
             self.require(Table::Pool).await?;
-            if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c)) {
-                return Err(Error::VectorsName { name: name.to_string() });
-            }
+            check_name(name)?;
             if self.list_vectors().await?.iter().any(|set| set.name == name) {
                 return Err(Error::VectorsExist { name: name.to_string() });
             }
@@ -106,6 +104,12 @@ impl Pool {
         .boxed()
     }
 
+    /// The folder for what belongs to vector sets and is no table: graphs, and k-means that is not done. `None` where the
+    /// pool is in an object store.
+    pub fn sets_folder(&self) -> Option<std::path::PathBuf> {
+        (!self.is_remote()).then(|| Path::new(self.root()).join("sets"))
+    }
+
     /// Removes a set.
     pub fn drop_vectors<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<()>> {
         async move {
@@ -122,16 +126,55 @@ impl Pool {
     }
 }
 
-/// Reads a `.npy` of shape `[n, dim]`, of float16, float32 or float64: the dimension, and the values row by row.
-pub fn read_npy(path: &Path) -> Result<(usize, Vec<f32>)> {
+/// An error where a set cannot have this name.
+pub fn check_name(name: &str) -> Result<()> {
+    match !name.is_empty() && !name.starts_with('.') && name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c)) {
+        true => Ok(()),
+        false => Err(Error::VectorsName { name: name.to_string() }),
+    }
+}
+
+/// Reads a `.npy` of shape `[n, dim]`, or such an array of a `.npz` (its only one where none is named), of float16, float32
+/// or float64: the dimension, and the values row by row.
+pub fn read_array(path: &Path, array: Option<&str>) -> Result<(usize, Vec<f32>)> {
+    let file = std::fs::File::open(path).map_err(Error::io(path))?;
+    if path.extension().is_none_or(|extension| extension != "npz") {
+        return read_npy(path, "vectors", std::io::BufReader::new(file));
+    }
+    let broken = |e: zip::result::ZipError| Error::Array {
+        path: path.to_path_buf(),
+        array: array.unwrap_or("vectors").into(),
+        expected: "a .npz".into(),
+        got: e.to_string(),
+    };
+    let mut archive = zip::ZipArchive::new(std::io::BufReader::new(file)).map_err(broken)?;
+    let names: Vec<String> = archive.file_names().flatten().filter_map(|name| name.strip_suffix(".npy").map(str::to_string)).collect();
+    let name = match (array, &names[..]) {
+        (Some(array), _) if names.iter().any(|name| name == array) => array.to_string(),
+        (None, [only]) => only.clone(),
+        _ => {
+            let known = names.join(", ");
+            let expected = if array.is_some() { format!("one of {known}") } else { format!("--array, one of {known}") };
+            return Err(Error::Array {
+                path: path.to_path_buf(),
+                array: array.unwrap_or("none").into(),
+                expected,
+                got: "no such array".into(),
+            });
+        }
+    };
+    let member = archive.by_name(&format!("{name}.npy")).map_err(broken)?;
+    read_npy(path, &name, std::io::BufReader::new(member))
+}
+
+fn read_npy(path: &Path, array: &str, from: impl std::io::Read) -> Result<(usize, Vec<f32>)> {
     let wrong = |got: String| Error::Array {
         path: path.to_path_buf(),
-        array: "vectors".into(),
+        array: array.into(),
         expected: "float16, float32 or float64 of shape [n, dim]".into(),
         got,
     };
-    let file = std::fs::File::open(path).map_err(Error::io(path))?;
-    let npy = npyz::NpyFile::new(std::io::BufReader::new(file)).map_err(|e| wrong(e.to_string()))?;
+    let npy = npyz::NpyFile::new(from).map_err(|e| wrong(e.to_string()))?;
     let (shape, descr) = (npy.shape().to_vec(), npy.dtype().descr());
     let &[n, dim] = shape.as_slice() else { return Err(wrong(format!("shape {shape:?}"))) };
     if npy.order() != npyz::Order::C || n == 0 || !(1..=1 << 20).contains(&dim) || n.checked_mul(dim).is_none_or(|all| all > 1 << 40) {

@@ -10,7 +10,7 @@ use datafusion::logical_expr::{Expr, JoinType, LogicalPlan, LogicalPlanBuilder, 
 use crate::scan::{ADDRESS, LanceTable};
 
 /// A plan over one table.
-pub(super) struct Chain {
+pub(crate) struct Chain {
     pub table: LanceTable,
     /// For each column of the plan the table's.
     pub columns: Vec<Option<String>>,
@@ -71,12 +71,12 @@ impl Chain {
 }
 
 /// Whether a plan's rows are rows of one table of the pool, and a column one of its own.
-pub(super) fn is_of_pool(plan: &LogicalPlan, column: &Column) -> bool {
+pub(crate) fn is_of_pool(plan: &LogicalPlan, column: &Column) -> bool {
     Chain::of(plan).is_some_and(|chain| chain.name_of(plan, column).is_some())
 }
 
 /// The addresses of the rows that a plan gives, as its only column.
-pub(super) fn addresses(plan: &LogicalPlan) -> Result<LogicalPlan> {
+pub(crate) fn addresses(plan: &LogicalPlan) -> Result<LogicalPlan> {
     let plan = with_address(plan)?;
     let address = address_of(&plan)?;
     LogicalPlanBuilder::from(plan).project(vec![Expr::Column(address)])?.build()

@@ -21,21 +21,23 @@ use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, Phy
 use datafusion::scalar::ScalarValue;
 use futures::{StreamExt, TryStreamExt};
 use index::{Distance, Effort, IndexInfo, Neighbour, Searcher, Wanted};
+use lance::Dataset;
 use lance::dataset::ProjectionRequest;
 use storage::{Rows, VectorColumn};
 
 use super::chain::{Chain, addresses};
 use super::{Nearest, QUERY, SearchOptions};
 use crate::scan::LanceTable;
+use crate::tables::{Call, TablePlanner};
 
-/// DataFusion's planner, which also plans `Nearest`.
-#[derive(Debug)]
-pub(crate) struct Planner;
+/// DataFusion's planner, which also plans `Nearest` and the calls of table functions.
+#[derive(Debug, Clone)]
+pub(crate) struct Planner(pub TablePlanner);
 
 #[async_trait]
 impl QueryPlanner for Planner {
     async fn create_physical_plan(&self, plan: &LogicalPlan, state: &SessionState) -> Result<Arc<dyn ExecutionPlan>> {
-        DefaultPhysicalPlanner::with_extension_planners(vec![Arc::new(Planner)]).create_physical_plan(plan, state).await
+        DefaultPhysicalPlanner::with_extension_planners(vec![Arc::new(self.clone())]).create_physical_plan(plan, state).await
     }
 }
 
@@ -49,6 +51,9 @@ impl ExtensionPlanner for Planner {
         physical: &[Arc<dyn ExecutionPlan>],
         state: &SessionState,
     ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        if let Some(call) = node.as_any().downcast_ref::<Call>() {
+            return self.0.plan(call, planner, logical, state).await.map(Some);
+        }
         let Some(node) = node.as_any().downcast_ref::<Nearest>() else { return Ok(None) };
         let settings = Settings::of(node, state)?;
         let chain = Chain::of(logical[1]);
@@ -106,8 +111,8 @@ struct Settings {
     index: Option<String>,
 }
 
-/// The value of an option.
-fn value_of(name: &str, expr: &Expr, state: &SessionState) -> Result<ScalarValue> {
+/// The value of a constant.
+pub(crate) fn value_of(name: &str, expr: &Expr, state: &SessionState) -> Result<ScalarValue> {
     let empty = DFSchema::empty();
     let props: &ExecutionProps = state.execution_props();
     let batch =
@@ -115,7 +120,7 @@ fn value_of(name: &str, expr: &Expr, state: &SessionState) -> Result<ScalarValue
     match create_physical_expr(expr, &empty, props)?.evaluate(&batch)? {
         ColumnarValue::Scalar(value) => Ok(value),
         ColumnarValue::Array(array) if array.len() == 1 => ScalarValue::try_from_array(&array, 0),
-        ColumnarValue::Array(_) => plan_err!("'{name}' of nearest must be a constant"),
+        ColumnarValue::Array(_) => plan_err!("'{name}' must be a constant"),
     }
 }
 
@@ -190,7 +195,7 @@ impl Settings {
     }
 }
 
-fn external(e: impl Into<crate::Error>) -> DataFusionError {
+pub(crate) fn external(e: impl Into<crate::Error>) -> DataFusionError {
     DataFusionError::External(Box::new(e.into()))
 }
 
@@ -381,13 +386,7 @@ impl Run {
         let target = match &work.from {
             From::Table { table, column, index, .. } => {
                 let allowed = match self.rows.take() {
-                    Some(mut batches) => {
-                        let mut rows = Rows::none();
-                        while let Some(batch) = batches.try_next().await? {
-                            batch.column(0).as_primitive::<UInt64Type>().values().iter().for_each(|address| rows.insert(*address));
-                        }
-                        Some(Arc::new(rows))
-                    }
+                    Some(batches) => Some(Arc::new(allowed(batches).await?)),
                     None => None,
                 };
                 let many = allowed.as_ref().is_none_or(|rows| rows.named() > FEW_ROWS);
@@ -506,7 +505,7 @@ impl Work {
                 columns.push(take(queries.column(i), &lefts, None)?);
             }
         }
-        let mut addresses: Vec<u64> = pairs.iter().map(|(_, neighbour)| neighbour.row).collect();
+        let addresses: Vec<u64> = pairs.iter().map(|(_, neighbour)| neighbour.row).collect();
         match (&self.from, &target.held) {
             (_, Some(held)) => {
                 let places = UInt64Array::from(addresses);
@@ -515,24 +514,7 @@ impl Work {
                 }
             }
             (From::Table { table, columns: names, .. }, None) => {
-                addresses.sort_unstable();
-                addresses.dedup();
-                let dataset = table.dataset();
-                let mut wanted: Vec<&str> = names.iter().map(String::as_str).collect();
-                wanted.sort_unstable();
-                wanted.dedup();
-                if !wanted.is_empty() {
-                    let projection = ProjectionRequest::from_columns(&wanted, dataset.schema());
-                    let rows = dataset.take_rows(&addresses, projection).await?;
-                    if rows.num_rows() != addresses.len() {
-                        return exec_err!("an index of {} names rows that are not there", dataset.uri());
-                    }
-                    let place = |neighbour: &Neighbour| addresses.partition_point(|address| *address < neighbour.row) as u32;
-                    let places = UInt32Array::from_iter_values(pairs.iter().map(|(_, neighbour)| place(neighbour)));
-                    for name in names {
-                        columns.push(take(&rows[name.as_str()], &places, None)?);
-                    }
-                }
+                columns.extend(rows_at(table.dataset(), names, &addresses).await?);
             }
             (From::Rows(_), None) => {}
         }
@@ -540,4 +522,34 @@ impl Work {
         columns.push(Arc::new(distances.collect::<Float32Array>()));
         Ok(RecordBatch::try_new(self.schema.clone(), columns)?)
     }
+}
+
+/// Columns of rows by their addresses, in that order.
+pub(crate) async fn rows_at(dataset: &Dataset, names: &[String], addresses: &[u64]) -> Result<Vec<ArrayRef>> {
+    let mut wanted: Vec<&str> = names.iter().map(String::as_str).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut sorted = addresses.to_vec();
+    sorted.sort_unstable();
+    sorted.dedup();
+    let projection = ProjectionRequest::from_columns(&wanted, dataset.schema());
+    let rows = dataset.take_rows(&sorted, projection).await?;
+    if rows.num_rows() != sorted.len() {
+        return exec_err!("rows of {} are named that are not there", dataset.uri());
+    }
+    let places = addresses.iter().map(|address| sorted.partition_point(|other| other < address) as u32);
+    let places = UInt32Array::from_iter_values(places);
+    Ok(names.iter().map(|name| take(&rows[name.as_str()], &places, None)).collect::<Result<_, _>>()?)
+}
+
+/// The rows that a plan of addresses gives.
+pub(crate) async fn allowed(mut batches: SendableRecordBatchStream) -> Result<Rows> {
+    let mut rows = Rows::none();
+    while let Some(batch) = batches.try_next().await? {
+        batch.column(0).as_primitive::<UInt64Type>().values().iter().for_each(|address| rows.insert(*address));
+    }
+    Ok(rows)
 }

@@ -1,8 +1,8 @@
 //! Nearest neighbours in SQL: `FROM nearest(...)`, alone or for each row of what stands before it, and
 //! `ORDER BY cosine_distance(column, constant) LIMIT k`. All become one node, which searches an index or everything.
 
-mod chain;
-mod exec;
+pub(crate) mod chain;
+pub(crate) mod exec;
 mod order_by;
 mod planner;
 mod syntax;
@@ -19,7 +19,7 @@ use datafusion::logical_expr::{Expr, Extension, LogicalPlan, UserDefinedLogicalN
 pub(crate) use exec::Planner;
 pub(crate) use order_by::OrderByDistance;
 pub(crate) use planner::NearestPlanner;
-pub(crate) use syntax::arrange;
+pub(crate) use syntax::{arrange, relation_of};
 
 /// The name of the table function.
 pub(crate) const FUNCTION: &str = "nearest";

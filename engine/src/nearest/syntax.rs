@@ -231,7 +231,7 @@ fn relation_text(table: &Expr) -> String {
 }
 
 /// The relation that an argument names: a table by name or as text, or a query.
-pub(super) fn relation_of(table: &Expr) -> Result<TableFactor> {
+pub(crate) fn relation_of(table: &Expr) -> Result<TableFactor> {
     if let Expr::Value(value) = table
         && let Some(name) = value.value.clone().into_string()
     {

@@ -5,6 +5,7 @@ mod embed;
 mod eval;
 mod export;
 mod filter;
+mod index;
 mod ingest;
 mod report;
 mod resources;
@@ -39,6 +40,7 @@ pub(crate) fn run(command: Command, runtime: &Runtime) -> Result<()> {
         Command::Tag(args) => versions::tag(args, runtime),
         Command::Compact(args) => versions::compact(args, runtime),
         Command::Clean(args) => versions::clean(args, runtime),
+        Command::Index(args) => index::run(args, runtime),
         Command::Vectors(args) => vectors::run(args, runtime),
         Command::Resources(args) => resources::run(args),
     }

@@ -1,0 +1,164 @@
+//! Perceptual hashes of images, computed where they are missing and kept as the column `phash` of `images`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch};
+use arrow::datatypes::{DataType, Field, Schema};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, TryStreamExt};
+use image::imageops::{FilterType, resize};
+use lance::Dataset;
+use lance::datatypes::BlobHandling;
+use rayon::prelude::*;
+
+use crate::commit::{self, Change};
+use crate::lock::Lock;
+use crate::{Error, OnProgress, Pool, Progress, Result, Table};
+
+/// The column of `images` that holds them.
+pub const HASH: &str = "phash";
+/// Fragments are committed in groups of about so many images.
+const COMMIT_ROWS: u64 = 50_000;
+const SIZE: usize = 32;
+
+/// The perceptual hash of an image's bytes, as `imagehash.phash` defines it: grey (ITU-R 601), resized to 32 x 32
+/// (Lanczos), its cosine transform (type II), of whose 8 x 8 lowest coefficients each gives a bit, set where it is above
+/// their median; row by row, the first bit the highest. `None` where the bytes are no image that can be decoded.
+pub fn perceptual_hash(bytes: &[u8]) -> Option<i64> {
+    let rgb = image::load_from_memory(bytes).ok()?.into_rgb8();
+    let grey = image::GrayImage::from_fn(rgb.width(), rgb.height(), |x, y| {
+        let [r, g, b] = rgb.get_pixel(x, y).0.map(u32::from);
+        image::Luma([((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16) as u8])
+    });
+    let small = resize(&grey, SIZE as u32, SIZE as u32, FilterType::Lanczos3);
+    let pixels: Vec<f64> = small.pixels().map(|pixel| f64::from(pixel.0[0])).collect();
+    let cosine = |k: usize, i: usize| (std::f64::consts::PI * k as f64 * (2 * i + 1) as f64 / (2 * SIZE) as f64).cos();
+    // Down the columns, then along the rows.
+    let down: Vec<f64> = (0..8 * SIZE).map(|at| (0..SIZE).map(|i| pixels[i * SIZE + at % SIZE] * cosine(at / SIZE, i)).sum()).collect();
+    let low: Vec<f64> = (0..64).map(|at| (0..SIZE).map(|i| down[at / 8 * SIZE + i] * cosine(at % 8, i)).sum()).collect();
+    let mut sorted = low.clone();
+    sorted.sort_by(f64::total_cmp);
+    let median = (sorted[31] + sorted[32]) / 2.0;
+    Some(low.iter().fold(0u64, |bits, x| bits << 1 | u64::from(*x > median)) as i64)
+}
+
+impl Pool {
+    /// Computes the perceptual hashes that are missing, and gives their number. What is committed stays when it is stopped.
+    pub fn fill_hashes<'a>(&'a self, on_progress: OnProgress<'a>) -> BoxFuture<'a, Result<u64>> {
+        async move {
+            let Some(mut dataset) = self.dataset(Table::Images).await? else { return Ok(0) };
+            if without(&dataset).is_empty() && dataset.schema().field(HASH).is_some() {
+                return Ok(0);
+            }
+            let lock = Lock::take_swept(self).await?;
+            if dataset.schema().field(HASH).is_none() {
+                dataset = commit::add_null_columns(&dataset, vec![Field::new(HASH, DataType::Int64, true)]).await?;
+            }
+            let missing = without(&dataset);
+            let total: u64 = missing.iter().map(|fragment| fragment.1).sum();
+            let (mut done, mut waiting, mut change) = (0, 0, Change::default());
+            let last = missing.len();
+            for (i, (id, rows)) in missing.into_iter().enumerate() {
+                let what = "perceptual hashes";
+                on_progress(Progress { what: what.into(), done, total, unit: "images" });
+                change.columns.push(hash_fragment(&dataset, id).await?);
+                done += rows;
+                waiting += rows;
+                if waiting >= COMMIT_ROWS || i + 1 == last {
+                    dataset = commit::commit(&dataset, std::mem::take(&mut change), HashMap::new()).await?;
+                    waiting = 0;
+                }
+            }
+            lock.done();
+            Ok(done)
+        }
+        .boxed()
+    }
+}
+
+/// The fragments without hashes, and their rows.
+fn without(dataset: &Dataset) -> Vec<(u64, u64)> {
+    let id = dataset.schema().field(HASH).map(|field| field.id);
+    let lacks = |fragment: &&lance::table::format::Fragment| !fragment.files.iter().any(|file| file.fields.iter().any(|f| Some(*f) == id));
+    dataset.fragments().iter().filter(lacks).map(|f| (f.id, f.num_rows().unwrap_or(0) as u64)).collect()
+}
+
+async fn hash_fragment(dataset: &Arc<Dataset>, id: u64) -> Result<lance::dataset::transaction::DataReplacementGroup> {
+    let wrap = || Error::lance(dataset.uri());
+    let changed = || Error::Changed { path: dataset.uri().into() };
+    let schema = dataset.schema().project(&[HASH]).map_err(wrap())?;
+    let arrow_schema = Arc::new(Schema::from(&schema));
+    let fragment = dataset.get_fragment(id as usize).ok_or_else(changed)?;
+    let mut scanner = dataset.scan();
+    scanner.project(&["image"]).map_err(wrap())?.with_fragments(vec![fragment.metadata().clone()]).scan_in_order(true);
+    scanner.include_deleted_rows().with_row_id().blob_handling(BlobHandling::AllBinary).batch_size(256);
+    scanner.io_buffer_size(64 << 20).materialization_readahead_bytes(64 << 20).batch_readahead(2);
+    let batches = scanner.try_into_stream().await.map_err(wrap())?;
+    let columns = batches
+        .map(|batch| {
+            let arrow_schema = arrow_schema.clone();
+            async move {
+                let batch = batch?;
+                let hashes = tokio::task::spawn_blocking(move || hashes(&batch)).await;
+                let hashes = hashes.map_err(|e| lance::Error::io(e.to_string()))?;
+                Ok::<_, lance::Error>(RecordBatch::try_new(arrow_schema, vec![hashes])?)
+            }
+        })
+        .buffered(2);
+    let written = fragment.write_columns(columns, &schema).await;
+    written.map_err(wrap())
+}
+
+fn hashes(batch: &RecordBatch) -> ArrayRef {
+    let images = batch["image"].as_binary::<i64>();
+    let hash = |i: usize| images.is_valid(i).then(|| perceptual_hash(images.value(i))).flatten();
+    let hashes: Vec<Option<i64>> = (0..images.len()).into_par_iter().map(hash).collect();
+    Arc::new(Int64Array::from(hashes))
+}
+
+/// The uids and hashes of the images that have one, in the order of the uids.
+pub fn read_hashes(pool: &Pool) -> BoxFuture<'_, Result<Vec<(crate::Uid, u64)>>> {
+    async move {
+        let Some(dataset) = pool.dataset(Table::Images).await? else { return Ok(Vec::new()) };
+        if dataset.schema().field(HASH).is_none() {
+            return Ok(Vec::new());
+        }
+        let wrap = || Error::lance(dataset.uri());
+        let mut scanner = dataset.scan();
+        scanner.project(&["uid", HASH]).map_err(wrap())?;
+        let mut batches = scanner.try_into_stream().await.map_err(wrap())?;
+        let mut all = Vec::new();
+        while let Some(batch) = batches.try_next().await.map_err(wrap())? {
+            let hashes = batch[HASH].as_primitive::<arrow::datatypes::Int64Type>();
+            let uids = crate::pool::uids_of(batch["uid"].as_ref());
+            all.extend(uids.zip(hashes).filter_map(|(uid, hash)| Some((uid, hash? as u64))));
+        }
+        all.sort_unstable();
+        Ok(all)
+    }
+    .boxed()
+}
+
+/// Values of a column of numbers of `pool` by uid, for those in `uids`, which are in order; NaN where there is none.
+pub fn scores_by_uid<'a>(pool: &'a Pool, column: &'a str, uids: &'a [crate::Uid]) -> BoxFuture<'a, Result<Vec<f32>>> {
+    async move {
+        let dataset = pool.require(Table::Pool).await?;
+        let wrap = || Error::lance(dataset.uri());
+        let mut scores = vec![f32::NAN; uids.len()];
+        let mut scanner = dataset.scan();
+        scanner.project(&["uid", column]).map_err(wrap())?;
+        let mut batches = scanner.try_into_stream().await.map_err(wrap())?;
+        while let Some(batch) = batches.try_next().await.map_err(wrap())? {
+            let values = arrow::compute::cast(&batch[column], &DataType::Float32)?;
+            let values = values.as_primitive::<arrow::datatypes::Float32Type>();
+            for (uid, value) in crate::pool::uids_of(batch["uid"].as_ref()).zip(values) {
+                if let (Ok(i), Some(value)) = (uids.binary_search(&uid), value) {
+                    scores[i] = value;
+                }
+            }
+        }
+        Ok(scores)
+    }
+    .boxed()
+}
