@@ -1,6 +1,7 @@
 //! What the test binaries share: small sources in CommonPool's layout, written on the spot.
 
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -31,6 +32,20 @@ pub fn rows() -> Vec<Row> {
         score: (i != 7).then_some((i + 1) as f32 / 10.0),
     };
     texts.iter().enumerate().map(row).collect()
+}
+
+/// Writes arrays `[n, dim]` as float16 into the `.npz` of a metadata file.
+pub fn write_embeddings(path: &Path, arrays: &[(&str, usize, Vec<f32>)]) {
+    let mut archive = zip::ZipWriter::new(File::create(path).expect("a writable folder"));
+    for (name, dim, values) in arrays {
+        let shape = format!("{{'descr': '<f2', 'fortran_order': False, 'shape': ({}, {dim}), }}", values.len() / dim);
+        let padded = format!("{shape:<117}\n");
+        archive.start_file(format!("{name}.npy"), zip::write::SimpleFileOptions::default()).expect("a writable file");
+        let head = [b"\x93NUMPY\x01\x00", &118u16.to_le_bytes()[..], padded.as_bytes()].concat();
+        let data = values.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes());
+        archive.write_all(&head.into_iter().chain(data).collect::<Vec<u8>>()).expect("a writable file");
+    }
+    archive.finish().expect("a writable file");
 }
 
 /// Writes rows as one of CommonPool's metadata files.

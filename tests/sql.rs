@@ -10,7 +10,7 @@ use futures::TryStreamExt;
 use libtest_mimic::{Arguments, Trial};
 use sqllogictest::{DBOutput, DefaultColumnType, Runner, strict_column_validator};
 use storage::Pool;
-use tarn_tests::{rows, write_metadata};
+use tarn_tests::{Row, rows, write_embeddings, write_metadata};
 
 fn main() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("sql");
@@ -43,7 +43,10 @@ fn run(path: &Path) -> Result<(), String> {
     write_metadata(&metadata, &rows());
     let runtime = tokio::runtime::Runtime::new().map_err(|e| e.to_string())?;
     runtime.block_on(async {
-        let sources = [metadata.display().to_string()];
+        let mut sources = vec![metadata.display().to_string()];
+        if path.parent().is_some_and(|folder| folder.ends_with("search")) {
+            sources.extend(vectors(dir.path(), &metadata));
+        }
         storage::ingest::ingest(&Pool::at(&pool), &sources, &Default::default(), &|_| {}).await.map_err(|e| e.to_string())?;
         let mut runner = Runner::new(|| async {
             let options = engine::Options { resources: Some(resources.clone()), ..Default::default() };
@@ -52,6 +55,28 @@ fn run(path: &Path) -> Result<(), String> {
         runner.with_column_validator(strict_column_validator);
         runner.run_file_async(path).await.map_err(|e| e.display(false).to_string())
     })
+}
+
+/// Embeddings of the first eight samples, and two samples more that have none: `v` of 16 numbers, which is read through
+/// Lance, `w` of 128, which is read in place. Sample i points along axis i and by a quarter along the next.
+fn vectors(folder: &Path, metadata: &Path) -> Vec<String> {
+    let of = |dim: usize| {
+        (0..8 * dim).map(move |at| (at / dim, at % dim)).map(|(i, j)| {
+            if i == j {
+                1.0
+            } else if i + 1 == j {
+                0.25
+            } else {
+                0.0
+            }
+        })
+    };
+    let npz = metadata.with_extension("npz");
+    write_embeddings(&npz, &[("v", 16, of(16).collect()), ("w", 128, of(128).collect())]);
+    let more = folder.join("more.parquet");
+    let others = rows().into_iter().zip(9..11).map(|(row, i)| Row { uid: format!("{i:032x}"), text: Some("a cat without".into()), ..row });
+    write_metadata(&more, &others.collect::<Vec<_>>());
+    [npz, more].map(|path| path.display().to_string()).to_vec()
 }
 
 struct Database(Session);

@@ -169,6 +169,11 @@ pub fn create_index<'a>(pool: &'a Pool, new: &'a NewIndex, on_progress: OnProgre
             return Err(Error::IndexExists { name });
         }
         let mut dataset = Dataset::clone(&dataset);
+        // One over another column is no earlier state of this one.
+        let other = indexes_of(&dataset).await?.into_iter().find(|index| index.name == name && index.column != new.column);
+        if other.is_some() && !new.kind.is_vector() {
+            dataset.drop_index(&name).await.map_err(Error::lance)?;
+        }
         match new.kind.is_vector() {
             true => create_over_vectors(&mut dataset, new, &name, on_progress).await?,
             false => {
@@ -330,10 +335,11 @@ async fn build_piece(
     let progress = Arc::new(Watch::new(format!("index {name}")));
     let columns = [column.name()];
     let builder = dataset.create_index_builder(&columns, kind.index_type(), &params);
-    // `replace` only gets past the check of the name: nothing is committed here.
-    let mut builder = builder.name(name.to_string()).replace(true).fragments(fragments).progress(progress.clone());
-    let made = progress.during(builder.execute_uncommitted(), on_progress).await;
-    made.map_err(Error::lance)
+    // Under a name of its own, which no index has: nothing is committed here.
+    let mut builder = builder.name(format!("{name}__new")).fragments(fragments).progress(progress.clone());
+    let mut made = progress.during(builder.execute_uncommitted(), on_progress).await.map_err(Error::lance)?;
+    made.name = name.to_string();
+    Ok(made)
 }
 
 /// Writes a Lance dataset with the partition of each row that has a vector.

@@ -72,7 +72,7 @@ pub enum Error {
     ColumnIngested { column: String },
     #[error("column '{column}' is read by the computed columns {readers}")]
     ColumnRead { column: String, readers: String },
-    #[error("column '{column}' is computed, and has no zone map")]
+    #[error("column '{column}' is computed, and takes no index")]
     IndexOfComputed { column: String },
     #[error("column '{column}' was computed with other versions of the optional files that its expression needs")]
     OtherResources { column: String },

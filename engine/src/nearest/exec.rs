@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrow::array::{Array, ArrayRef, AsArray, Float32Array, RecordBatch, RecordBatchOptions, UInt32Array, UInt64Array};
 use arrow::compute::{concat_batches, take};
-use arrow::datatypes::{SchemaRef, UInt64Type};
+use arrow::datatypes::{DataType, SchemaRef, UInt64Type};
 use async_trait::async_trait;
 use datafusion::common::{DFSchema, DataFusionError, Result, exec_err, plan_err};
 use datafusion::execution::context::{QueryPlanner, SessionState};
@@ -59,6 +59,11 @@ impl ExtensionPlanner for Planner {
         let chain = Chain::of(logical[1]);
         let named = chain.and_then(|chain| {
             let column = chain.name_of(logical[1], &node.column)?.to_string();
+            let data_type = chain.table.dataset().schema().field(&column)?.data_type();
+            if !matches!(&data_type, DataType::FixedSizeList(item, _) if matches!(item.data_type(), DataType::Float16 | DataType::Float32))
+            {
+                return None;
+            }
             let columns = chain.columns.clone().into_iter().collect::<Option<Vec<String>>>()?;
             Some((chain, column, columns))
         });
@@ -138,7 +143,7 @@ impl Settings {
         };
         for (name, expr) in &node.options {
             let value = value_of(name, expr, state)?;
-            let count = || match value.cast_to(&arrow::datatypes::DataType::Int64) {
+            let count = || match value.cast_to(&DataType::Int64) {
                 Ok(ScalarValue::Int64(Some(n))) if n >= 0 => Ok(n as usize),
                 _ => plan_err!("'{name}' of nearest must be a whole number of at least 0, got {value}"),
             };
@@ -146,7 +151,7 @@ impl Settings {
                 "k" => settings.k = Some(count()?),
                 "nprobes" => settings.nprobes = count()?,
                 "refine" => settings.refine = count()?,
-                "within" => match value.cast_to(&arrow::datatypes::DataType::Float32) {
+                "within" => match value.cast_to(&DataType::Float32) {
                     Ok(ScalarValue::Float32(Some(x))) if !x.is_nan() => settings.within = Some(x),
                     _ => return plan_err!("'within' of nearest must be a number, got {value}"),
                 },
@@ -438,7 +443,7 @@ impl Run {
         }
         let target = self.open().await?;
         let of_query = queries.column(schema.index_of(QUERY)?);
-        if work.single && of_query.is_null(0) {
+        if work.single && of_query.logical_nulls().is_some_and(|nulls| nulls.is_null(0)) {
             return exec_err!("what is looked for is NULL");
         }
         let (values, which) = index::check_queries(of_query, target.column.dim(), work.settings.distance).map_err(external)?;

@@ -1,15 +1,17 @@
-//! `nearest(...)` in a FROM clause, arranged for the planner: what it stands beside becomes its left side, and conditions
-//! on its rows go into it, so that they hold before the search.
+//! Table functions in a FROM clause, arranged for the planner. Tables that they are given become queries, in which
+//! DataFusion looks for the names of tables. What `nearest` stands beside becomes its left side, and conditions on its rows
+//! go into it, so that they hold before the search.
 
 use std::ops::ControlFlow;
 
 use datafusion::sql::parser::DFParserBuilder;
 use datafusion::sql::sqlparser::ast::{
     BinaryOperator, Expr, FunctionArg, FunctionArgExpr, Ident, Join, JoinConstraint, JoinOperator, ObjectName, ObjectNamePart, Query,
-    Select, SetExpr, TableAlias, TableFactor, TableWithJoins, Value, Visit, Visitor,
+    Select, SetExpr, TableFactor, TableWithJoins, Value, Visit, Visitor,
 };
 
 use super::FUNCTION;
+use crate::tables::{FULL_TEXT, FUNCTIONS};
 use crate::{Error, Result};
 
 /// Arranges every SELECT of a query; queries within it are visited on their own.
@@ -29,7 +31,19 @@ fn arrange_body(body: &mut SetExpr) -> Result<()> {
 }
 
 fn arrange_select(select: &mut Select) -> Result<()> {
-    if !select.from.iter().any(has_nearest) {
+    let relations = select
+        .from
+        .iter_mut()
+        .flat_map(|item| std::iter::once(&mut item.relation).chain(item.joins.iter_mut().map(|join| &mut join.relation)));
+    for (name, args) in relations.filter_map(arguments) {
+        let of_rows = is_nearest(&name) || FUNCTIONS.iter().any(|f| f.of_rows && name.to_string().eq_ignore_ascii_case(f.name));
+        if let Some(FunctionArg::Unnamed(FunctionArgExpr::Expr(table))) = args.first_mut().filter(|_| of_rows)
+            && !matches!(table, Expr::Subquery(_))
+        {
+            *table = parse(&format!("(SELECT * FROM {})", relation_text(table)?))?;
+        }
+    }
+    if !select.from.iter().any(has_search) {
         return Ok(());
     }
     let alone = select.from.len() == 1 && select.from[0].joins.is_empty();
@@ -96,15 +110,40 @@ pub(super) fn is_nearest(name: &ObjectName) -> bool {
     name.to_string().eq_ignore_ascii_case(FUNCTION)
 }
 
-fn has_nearest(item: &TableWithJoins) -> bool {
-    std::iter::once(&item.relation).chain(item.joins.iter().map(|join| &join.relation)).any(|relation| parts(relation).is_some())
+/// The name and the arguments of a call of a table function.
+fn arguments(factor: &mut TableFactor) -> Option<(ObjectName, &mut Vec<FunctionArg>)> {
+    match factor {
+        TableFactor::Table { name, args: Some(args), .. } => Some((name.clone(), &mut args.args)),
+        TableFactor::Function { name, args, .. } => Some((name.clone(), args)),
+        _ => None,
+    }
 }
 
-/// The arguments and the alias of a call of `nearest`.
-fn parts(factor: &TableFactor) -> Option<(&[FunctionArg], Option<&TableAlias>)> {
+/// Whether a call is of a search, whose conditions hold before it.
+fn is_search(name: &ObjectName) -> bool {
+    is_nearest(name) || name.to_string().eq_ignore_ascii_case(FULL_TEXT.name)
+}
+
+fn has_search(item: &TableWithJoins) -> bool {
+    std::iter::once(&item.relation).chain(item.joins.iter().map(|join| &join.relation)).any(|relation| search(relation).is_some())
+}
+
+/// The name by which the rows of a search are known.
+fn search(factor: &TableFactor) -> Option<Ident> {
+    let (name, alias) = match factor {
+        TableFactor::Table { name, args: Some(_), alias, .. } | TableFactor::Function { name, alias, .. } if is_search(name) => {
+            (name, alias)
+        }
+        _ => return None,
+    };
+    Some(alias.as_ref().map_or_else(|| Ident::new(name.to_string().to_lowercase()), |alias| alias.name.clone()))
+}
+
+/// The arguments of a call of `nearest`.
+fn parts(factor: &TableFactor) -> Option<&[FunctionArg]> {
     match factor {
-        TableFactor::Table { name, args: Some(args), alias, .. } if is_nearest(name) => Some((&args.args, alias.as_ref())),
-        TableFactor::Function { name, args, alias, .. } if is_nearest(name) => Some((args, alias.as_ref())),
+        TableFactor::Table { name, args: Some(args), .. } if is_nearest(name) => Some(&args.args),
+        TableFactor::Function { name, args, .. } if is_nearest(name) => Some(args),
         _ => None,
     }
 }
@@ -113,7 +152,7 @@ fn parts(factor: &TableFactor) -> Option<(&[FunctionArg], Option<&TableAlias>)> 
 fn is_dependent(factor: &TableFactor) -> bool {
     match factor {
         TableFactor::Function { lateral: true, name, .. } if is_nearest(name) => true,
-        _ => match parts(factor).and_then(|(args, _)| args.get(2)) {
+        _ => match parts(factor).and_then(|args| args.get(2)) {
             Some(FunctionArg::Unnamed(FunctionArgExpr::Expr(query))) => !names(query).is_empty(),
             _ => false,
         },
@@ -159,26 +198,23 @@ fn same(a: &Ident, b: &Ident) -> bool {
     folded(a) == folded(b)
 }
 
-/// The name under which a call's rows are known.
-fn alias_of(alias: Option<&TableAlias>) -> Ident {
-    alias.map_or_else(|| Ident::new(FUNCTION), |alias| alias.name.clone())
-}
-
-/// Moves the conditions of a SELECT that are on the rows of a `nearest` alone into it: all but those on `_distance` where
+/// Moves the conditions of a SELECT that are on the rows of a search alone into it: all but those on `_distance` or `_score` where
 /// it is the only relation, otherwise those whose columns are written with its alias.
 fn move_conditions(select: &mut Select, alone: bool) -> Result<()> {
     let Some(selection) = select.selection.take() else { return Ok(()) };
     let mut calls: Vec<(Ident, Vec<Expr>)> = Vec::new();
     for item in &select.from {
         for relation in std::iter::once(&item.relation).chain(item.joins.iter().map(|join| &join.relation)) {
-            calls.extend(parts(relation).map(|(_, alias)| (alias_of(alias), Vec::new())));
+            calls.extend(search(relation).map(|alias| (alias, Vec::new())));
         }
     }
     let mut stay = Vec::new();
     for condition in conjuncts(selection) {
         let of = |call: &(Ident, Vec<Expr>)| {
             let names = names(&condition);
-            let distance = names.iter().any(|name| name.last().is_some_and(|last| last.value.eq_ignore_ascii_case(super::DISTANCE)));
+            let distance = names
+                .iter()
+                .any(|name| name.last().is_some_and(|last| [super::DISTANCE, "_score"].contains(&last.value.to_lowercase().as_str())));
             let own = !names.is_empty() && names.iter().all(|name| name.len() > 1 && same(&name[0], &call.0));
             !distance && (alone || own)
         };
@@ -189,20 +225,55 @@ fn move_conditions(select: &mut Select, alone: bool) -> Result<()> {
     }
     select.selection = stay.into_iter().reduce(|a, b| Expr::BinaryOp { left: Box::new(a), op: BinaryOperator::And, right: Box::new(b) });
     let relations = select.from.iter_mut().flat_map(|item| {
-        std::iter::once(&mut item.relation).chain(item.joins.iter_mut().map(|join| &mut join.relation)).filter(|r| parts(r).is_some())
+        std::iter::once(&mut item.relation).chain(item.joins.iter_mut().map(|join| &mut join.relation)).filter(|r| search(r).is_some())
     });
     for (relation, (alias, conditions)) in relations.zip(calls) {
         if conditions.is_empty() {
             continue;
         }
-        let args = match relation {
-            TableFactor::Table { args: Some(args), .. } => &mut args.args,
-            TableFactor::Function { args, .. } => args,
-            _ => continue,
-        };
+        let Some((_, args)) = arguments(relation) else { continue };
         let Some(FunctionArg::Unnamed(FunctionArgExpr::Expr(table))) = args.first_mut() else { continue };
-        let conditions = conditions.iter().map(|condition| format!("({condition})")).collect::<Vec<_>>().join(" AND ");
-        *table = parse(&format!("(SELECT * FROM {} AS {alias} WHERE {conditions})", relation_text(table)))?;
+        *table = parse(&format!("(SELECT * FROM {table} AS {alias} WHERE {})", all_of(&conditions)))?;
+    }
+    // What stands before is cut down before there is a search for each of its rows.
+    if let [left, nearest] = &mut select.from[..]
+        && left.joins.is_empty()
+        && parts(&nearest.relation).is_some()
+    {
+        cut_left(&mut left.relation, &mut select.selection)?;
+    } else if let [item] = &mut select.from[..]
+        && item.joins.first().is_some_and(|join| parts(&join.relation).is_some())
+    {
+        cut_left(&mut item.relation, &mut select.selection)?;
+    }
+    Ok(())
+}
+
+fn all_of(conditions: &[Expr]) -> String {
+    conditions.iter().map(|condition| format!("({condition})")).collect::<Vec<_>>().join(" AND ")
+}
+
+/// Moves conditions whose columns are written with a relation's name into it.
+fn cut_left(relation: &mut TableFactor, selection: &mut Option<Expr>) -> Result<()> {
+    let name = match relation {
+        TableFactor::Table { alias: Some(alias), .. } | TableFactor::Derived { lateral: false, alias: Some(alias), .. } => {
+            alias.name.clone()
+        }
+        TableFactor::Table { name, alias: None, args: None, .. } => match name.0.last() {
+            Some(ObjectNamePart::Identifier(name)) => name.clone(),
+            _ => return Ok(()),
+        },
+        _ => return Ok(()),
+    };
+    let Some(conditions) = selection.take().map(conjuncts) else { return Ok(()) };
+    let own = |condition: &Expr| {
+        let names = names(condition);
+        !names.is_empty() && names.iter().all(|parts| parts.len() > 1 && same(&parts[0], &name))
+    };
+    let (mine, others): (Vec<Expr>, Vec<Expr>) = conditions.into_iter().partition(own);
+    *selection = others.into_iter().reduce(|a, b| Expr::BinaryOp { left: Box::new(a), op: BinaryOperator::And, right: Box::new(b) });
+    if !mine.is_empty() {
+        *relation = first_relation(&format!("SELECT * FROM (SELECT * FROM {relation} WHERE {}) AS {name}", all_of(&mine)))?;
     }
     Ok(())
 }
@@ -219,31 +290,21 @@ fn conjuncts(expr: Expr) -> Vec<Expr> {
     }
 }
 
-/// The table that an argument names, as it stands in a FROM clause.
-fn relation_text(table: &Expr) -> String {
-    match table {
-        Expr::Value(value) => match value.value.clone().into_string() {
-            Some(name) => format!("\"{name}\""),
-            None => table.to_string(),
-        },
-        table => table.to_string(),
-    }
+/// The table that an argument names, by name or as text, as it stands in a FROM clause.
+fn relation_text(table: &Expr) -> Result<String> {
+    let text = match table {
+        Expr::Value(value) => value.value.clone().into_string().map(|name| format!("\"{}\"", name.replace('"', "\"\""))),
+        Expr::Identifier(_) | Expr::CompoundIdentifier(_) | Expr::Function(_) => Some(table.to_string()),
+        _ => None,
+    };
+    text.ok_or_else(|| usage(&format!("expected a table, or a query in parentheses, got {table}")))
 }
 
-/// The relation that an argument names: a table by name or as text, or a query.
+/// The relation that an argument is: a query, as `arrange` has made it.
 pub(crate) fn relation_of(table: &Expr) -> Result<TableFactor> {
-    if let Expr::Value(value) = table
-        && let Some(name) = value.value.clone().into_string()
-    {
-        let name = ObjectName(vec![ObjectNamePart::Identifier(Ident::with_quote('"', name))]);
-        let text = format!("SELECT * FROM {name}");
-        return first_relation(&text);
-    }
     match table {
-        Expr::Identifier(_) | Expr::CompoundIdentifier(_) | Expr::Subquery(_) | Expr::Function(_) => {
-            first_relation(&format!("SELECT * FROM {table}"))
-        }
-        other => Err(usage(&format!("nearest takes a table or a query in parentheses first, got {other}"))),
+        Expr::Subquery(_) => first_relation(&format!("SELECT * FROM {table}")),
+        other => Err(usage(&format!("expected a table, or a query in parentheses, got {other}"))),
     }
 }
 
