@@ -110,10 +110,22 @@ impl Error {
             return Error::Query { message, hint: Some(hint.into()) };
         }
         let message = plain(&error).replace("datafusion.public.", "");
-        let hint = missing_column(&error).or_else(|| unknown_name(&message, functions)).or_else(|| missing_value(&message));
+        let hint = own(&error)
+            .and_then(Error::hint)
+            .or_else(|| missing_column(&error))
+            .or_else(|| unknown_name(&message, functions))
+            .or_else(|| missing_value(&message));
         // DataFusion adds its own guess to some messages; ours is the hint.
         let message = message.split("Did you mean ").next().unwrap_or(&message).trim_end_matches(['.', '\n', ' ']).to_string();
         Error::Query { message, hint }
+    }
+}
+
+/// An error of ours that DataFusion carries.
+fn own(error: &DataFusionError) -> Option<&Error> {
+    match error.find_root() {
+        DataFusionError::External(inner) => inner.downcast_ref::<Error>(),
+        _ => None,
     }
 }
 

@@ -24,7 +24,7 @@ pub use check::{Check, Measured, check_index, ladder, recommend};
 pub use clip_loss::{ClipLoss, neg_clip_loss};
 pub use duplicates::{Duplicate, Keep, duplicates};
 pub use error::{Error, Result};
-pub use exact::{Wanted, exact, without_vector};
+pub use exact::{Wanted, exact, rerank, without_vector};
 pub use graph::{Graph, GraphOptions, build_graph, graph_of};
 pub use indexes::{Effort, IndexInfo, NewIndex, create_index, drop_index, indexes_of, list_indexes, set_defaults, update_index};
 pub use kind::{KINDS, Kind};

@@ -2,8 +2,8 @@
 //! by the full vectors. Rows that the index does not hold yet are searched exactly beside it.
 
 use std::collections::HashSet;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use arrow::array::{Array, ArrayRef, AsArray, Float16Array, Float32Array, UInt32Array};
 use arrow::datatypes::{DataType, Float16Type, Float32Type, UInt64Type};
@@ -11,17 +11,24 @@ use async_trait::async_trait;
 use futures::future::{BoxFuture, try_join_all};
 use futures::{FutureExt, TryStreamExt};
 use half::f16;
+use lance::dataset::index::LanceIndexStoreExt;
 use lance::dataset::scanner::{RowAddrMask, RowAddrTreeMap};
 use lance::index::prefilter::DatasetPreFilter;
 use lance::index::{DatasetIndexExt, DatasetIndexInternalExt};
+use lance::table::format::IndexMetadata;
 use lance_index::metrics::NoOpMetricsCollector;
 use lance_index::prefilter::{NoFilter, PreFilter};
+use lance_index::scalar::IndexStore;
+use lance_index::scalar::lance_format::LanceIndexStore;
 use lance_index::vector::{ApproxMode, Query, VectorIndex};
+use rayon::prelude::*;
 use storage::{Rows, VectorColumn};
+use tokio::sync::OnceCell;
 
 use crate::exact::{Wanted, exact_of, rerank};
 use crate::indexes::{IndexInfo, joined};
-use crate::kernel::products;
+use crate::kernel::{multiply, products};
+use crate::kmeans::read;
 use crate::top::{Neighbour, Top};
 use crate::{Distance, Effort, Error, Result};
 
@@ -33,11 +40,15 @@ pub struct Searcher {
     column: Arc<VectorColumn>,
     pieces: Vec<Piece>,
     covered: HashSet<u32>,
+    lists: OnceCell<Arc<Vec<Vec<Vec<u64>>>>>,
 }
 
 #[derive(Debug)]
 struct Piece {
     index: Arc<dyn VectorIndex>,
+    metadata: IndexMetadata,
+    /// The fragments that it answers for.
+    holds: HashSet<u32>,
     /// `[partitions, dim]`.
     centroids: Vec<f32>,
     squares: Vec<f32>,
@@ -80,6 +91,39 @@ pub(crate) fn centroids_of(index: &dyn VectorIndex) -> Result<(usize, Vec<f32>)>
     Ok((centroids.value_length() as usize, values))
 }
 
+fn scaled(vector: &[f32], by: f32) -> impl Iterator<Item = f32> + '_ {
+    vector.iter().map(move |x| x * by)
+}
+
+/// The rows of each partition of a piece, in the order of the partitions: Lance keeps them in that order.
+async fn rows_of_partitions(column: &VectorColumn, metadata: &IndexMetadata, index: &dyn VectorIndex) -> Result<Vec<Vec<u64>>> {
+    let Some(dataset) = column.dataset() else { return Ok(Vec::new()) };
+    let store = LanceIndexStore::from_dataset_for_existing(dataset, metadata).await.map_err(Error::lance)?;
+    let file = store.open_index_file(lance_index::INDEX_AUXILIARY_FILE_NAME).await.map_err(Error::lance)?;
+    let mut lists = Vec::with_capacity(index.total_partitions());
+    if file.num_rows() == 0 {
+        return Ok(vec![Vec::new(); index.total_partitions()]);
+    }
+    let ids = file.read_range(0..file.num_rows(), Some(&["_rowid"])).await.map_err(Error::lance)?;
+    let ids = ids["_rowid"].as_primitive::<UInt64Type>().values();
+    let mut from = 0;
+    for partition in 0..index.total_partitions() {
+        let n = index.partition_size(partition);
+        let mut rows = ids[from..from + n].to_vec();
+        rows.sort_unstable(); // neighbours in memory
+        lists.push(rows);
+        from += n;
+    }
+    Ok(lists)
+}
+
+/// So many queries are worked on together; fewer one by one.
+const MANY: usize = 32;
+/// Rows of a partition that are compared at once.
+const TILE: usize = 512;
+/// Products are summed in another order than single distances are: so many more are looked at again.
+const SPARE: usize = 16;
+
 /// Queries that are searched at the same time.
 fn at_once() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from)
@@ -105,7 +149,7 @@ impl Searcher {
                 if of_piece.is_empty() {
                     continue;
                 }
-                covered.extend(of_piece);
+                covered.extend(of_piece.iter().copied());
                 let index = dataset.open_vector_index(&info.column, &piece.uuid, &NoOpMetricsCollector).await.map_err(Error::lance)?;
                 let dead = match DatasetPreFilter::create_restricted_deletion_mask(dataset.clone(), bits) {
                     Some(mask) => Some(mask.await.map_err(Error::lance)?),
@@ -113,9 +157,9 @@ impl Searcher {
                 };
                 let (dim, centroids) = centroids_of(index.as_ref())?;
                 let squares = centroids.chunks_exact(dim).map(|c| products(c, c).xx).collect();
-                pieces.push(Piece { index, centroids, squares, dead });
+                pieces.push(Piece { index, metadata: piece, holds: of_piece.into_iter().collect(), centroids, squares, dead });
             }
-            Ok(Searcher { info, distance, column, pieces, covered })
+            Ok(Searcher { info, distance, column, pieces, covered, lists: OnceCell::new() })
         }
         .boxed()
     }
@@ -163,6 +207,15 @@ impl Searcher {
     ) -> Result<Vec<Vec<Neighbour>>> {
         let dim = self.column.dim();
         let n = queries.len() / dim;
+        if n >= MANY && self.column.is_mapped() && !self.info.kind.is_some_and(|kind| kind.has_graph()) {
+            let lists = self.lists().await?;
+            let (this, queries, allowed, stop) = (self.clone(), queries.clone(), allowed.cloned(), stop.clone());
+            let work = move || {
+                let candidates = this.grouped(&lists, &queries, k, effort.nprobes, allowed.as_deref(), &stop)?;
+                this.finish(&queries, k, within, candidates, allowed.as_deref(), &stop)
+            };
+            return tokio::task::spawn_blocking(work).await.map_err(joined)?;
+        }
         let masks = self.masks(allowed);
         let groups = at_once().min(n).max(1);
         let per_group = n.div_ceil(groups).max(1);
@@ -199,6 +252,81 @@ impl Searcher {
             true => tokio::task::block_in_place(finish),
             false => tokio::task::spawn_blocking(finish).await.map_err(joined)?,
         }
+    }
+
+    /// The rows of each partition of each piece, read once.
+    async fn lists(&self) -> Result<Arc<Vec<Vec<Vec<u64>>>>> {
+        let read = async || {
+            let mut all = Vec::new();
+            for piece in &self.pieces {
+                all.push(rows_of_partitions(&self.column, &piece.metadata, piece.index.as_ref()).await?);
+            }
+            Ok::<_, Error>(Arc::new(all))
+        };
+        self.lists.get_or_try_init(read).await.cloned()
+    }
+
+    /// Many queries at once: the rows of a partition are read once, by their full vectors, for all queries that look into
+    /// it, and compared by one matrix product.
+    fn grouped(
+        &self,
+        lists: &[Vec<Vec<u64>>],
+        queries: &[f32],
+        k: usize,
+        nprobes: usize,
+        allowed: Option<&Rows>,
+        stop: &AtomicBool,
+    ) -> Result<Vec<Vec<Neighbour>>> {
+        let dim = self.column.dim();
+        let n = queries.len() / dim;
+        let unit: Vec<f32> = match self.distance {
+            Distance::Cosine => queries.chunks_exact(dim).flat_map(|query| scaled(query, 1.0 / products(query, query).xx.sqrt())).collect(),
+            _ => queries.to_vec(),
+        };
+        let live = self.column.live();
+        let tops: Vec<Mutex<Top>> = (0..n).map(|_| Mutex::new(Top::new(k.saturating_add(SPARE)))).collect();
+        for (piece, lists) in self.pieces.iter().zip(lists) {
+            let probes = |query: &[f32]| self.rank(piece, query, nprobes).0.values().to_vec();
+            let probes: Vec<Vec<u32>> = unit.par_chunks_exact(dim).map(probes).collect();
+            let mut lookers: Vec<Vec<u32>> = vec![Vec::new(); lists.len()];
+            for (query, probes) in probes.iter().enumerate() {
+                probes.iter().for_each(|partition| lookers[*partition as usize].push(query as u32));
+            }
+            lookers.par_iter().zip(lists).filter(|(lookers, rows)| !lookers.is_empty() && !rows.is_empty()).try_for_each(
+                |(lookers, rows)| {
+                    let wanted: Vec<f32> = lookers.iter().flat_map(|&q| &unit[q as usize * dim..(q as usize + 1) * dim]).copied().collect();
+                    let counts = |row: &u64| {
+                        piece.holds.contains(&((row >> 32) as u32)) && live.has(*row) && allowed.is_none_or(|rows| rows.has(*row))
+                    };
+                    let rows: Vec<u64> = rows.iter().copied().filter(counts).collect();
+                    let mut scores = vec![0f32; lookers.len() * TILE.min(rows.len())];
+                    for rows in rows.chunks(TILE) {
+                        if stop.load(Ordering::Relaxed) {
+                            return Err(Error::Stopped);
+                        }
+                        let vectors = read(&self.column, rows, self.distance == Distance::Cosine)?;
+                        multiply(&wanted, &vectors, dim, &mut scores);
+                        let squares: Vec<f32> = match self.distance {
+                            Distance::L2 => vectors.chunks_exact(dim).map(|v| products(v, v).xx).collect(),
+                            _ => Vec::new(),
+                        };
+                        for (scores, &query) in scores.chunks_exact(rows.len()).zip(lookers) {
+                            let mut top = tops[query as usize].lock().unwrap_or_else(|e| e.into_inner());
+                            let mut bound = top.bound();
+                            for (i, score) in scores.iter().enumerate() {
+                                let distance = if squares.is_empty() { -score } else { squares[i] - 2.0 * score };
+                                if distance <= bound {
+                                    top.push(Neighbour { distance, row: rows[i] });
+                                    bound = top.bound();
+                                }
+                            }
+                        }
+                    }
+                    Ok(())
+                },
+            )?;
+        }
+        Ok(tops.into_iter().map(|top| top.into_inner().unwrap_or_else(|e| e.into_inner()).into_sorted()).collect())
     }
 
     /// Candidates by their full vectors, with the rows that the index does not hold.
@@ -288,10 +416,7 @@ impl Searcher {
         alone: bool,
     ) -> Result<Vec<Neighbour>> {
         let unit: Vec<f32> = match self.distance {
-            Distance::Cosine => {
-                let scale = 1.0 / products(query, query).xx.sqrt();
-                query.iter().map(|x| x * scale).collect()
-            }
+            Distance::Cosine => scaled(query, 1.0 / products(query, query).xx.sqrt()).collect(),
             _ => query.to_vec(),
         };
         let key: ArrayRef = match self.column.is_half() {

@@ -14,7 +14,7 @@ impl Bits {
     pub fn all(rows: usize) -> Bits {
         let mut bits = Bits(vec![u64::MAX; rows.div_ceil(64)]);
         if let Some(last) = bits.0.last_mut()
-            && rows % 64 != 0
+            && !rows.is_multiple_of(64)
         {
             *last = (1 << (rows % 64)) - 1;
         }

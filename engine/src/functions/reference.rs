@@ -48,6 +48,7 @@ pub fn function_list() -> Vec<FunctionInfo> {
     let mut list: Vec<FunctionInfo> = scalars.chain(aggregates.iter().map(|f| info(f.name(), f.documentation()))).collect();
     list.push(embedding());
     list.push(filter());
+    list.extend(crate::tables::reference());
     list.sort_by(|a, b| a.name.cmp(&b.name));
     list
 }

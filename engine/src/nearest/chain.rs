@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use datafusion::common::{Column, Result};
 use datafusion::datasource::{provider_as_source, source_as_provider};
-use datafusion::logical_expr::{Expr, JoinType, LogicalPlan, LogicalPlanBuilder, Projection, TableScan};
+use datafusion::logical_expr::{Expr, JoinType, LogicalPlan, LogicalPlanBuilder, Operator, Projection, TableScan};
 
 use crate::scan::{ADDRESS, LanceTable};
 
@@ -67,6 +67,27 @@ impl Chain {
     /// The table's name for a column of the plan.
     pub fn name_of(&self, plan: &LogicalPlan, column: &Column) -> Option<&str> {
         self.columns[plan.schema().maybe_index_of_column(column)?].as_deref()
+    }
+}
+
+/// The named vector set whose rows a plan gives, all of them, and the place of its column `id`.
+pub(crate) fn set_of(plan: &LogicalPlan) -> Option<(String, usize)> {
+    let chain = Chain::of(plan)?;
+    let at = chain.columns.iter().position(|column| column.as_deref() == Some("id"))?;
+    let mut scan = plan;
+    while let Some(input) = source(scan) {
+        if !matches!(scan, LogicalPlan::SubqueryAlias(_) | LogicalPlan::Projection(_) | LogicalPlan::Sort(_)) {
+            return None;
+        }
+        scan = input;
+    }
+    let LogicalPlan::TableScan(scan) = scan else { return None };
+    let ([Expr::BinaryExpr(e)], None, true) = (&scan.filters[..], scan.fetch, chain.table.is(storage::Table::Vectors)) else { return None };
+    match (e.left.as_ref(), e.op, e.right.as_ref()) {
+        (Expr::Column(column), Operator::Eq, Expr::Literal(name, _)) if column.name == "name" => {
+            Some((name.try_as_str().flatten()?.to_string(), at))
+        }
+        _ => None,
     }
 }
 

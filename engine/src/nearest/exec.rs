@@ -1,12 +1,13 @@
 //! Runs a `Nearest`: through an index where there is one, exactly where there is none.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrow::array::{Array, ArrayRef, AsArray, Float32Array, RecordBatch, RecordBatchOptions, UInt32Array, UInt64Array};
 use arrow::compute::{concat_batches, take};
-use arrow::datatypes::{DataType, SchemaRef, UInt64Type};
+use arrow::datatypes::{DataType, Int32Type, SchemaRef, UInt64Type};
 use async_trait::async_trait;
 use datafusion::common::{DFSchema, DataFusionError, Result, exec_err, plan_err};
 use datafusion::execution::context::{QueryPlanner, SessionState};
@@ -20,12 +21,12 @@ use datafusion::physical_plan::{ColumnarValue, DisplayAs, DisplayFormatType, Exe
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 use datafusion::scalar::ScalarValue;
 use futures::{StreamExt, TryStreamExt};
-use index::{Distance, Effort, IndexInfo, Neighbour, Searcher, Wanted};
+use index::{Distance, Effort, Graph, IndexInfo, Neighbour, Searcher, Wanted};
 use lance::Dataset;
 use lance::dataset::ProjectionRequest;
 use storage::{Rows, VectorColumn};
 
-use super::chain::{Chain, addresses};
+use super::chain::{Chain, addresses, set_of};
 use super::{Nearest, QUERY, SearchOptions};
 use crate::scan::LanceTable;
 use crate::tables::{Call, TablePlanner};
@@ -80,7 +81,12 @@ impl ExtensionPlanner for Planner {
                 let Some(at) = logical[1].schema().maybe_index_of_column(&node.column) else {
                     return plan_err!("no column {}", node.column);
                 };
-                Source::Rows { input: physical[1].clone(), at }
+                let by_graph = !settings.exact && settings.k.is_some() && settings.distance == Distance::Cosine;
+                let graph = match set_of(logical[1]).filter(|_| by_graph) {
+                    Some((name, ids)) => self.0.sets.graph(&name).await.map_err(external)?.map(|graph| OfSet { name, ids, graph }),
+                    None => None,
+                };
+                Source::Rows { input: physical[1].clone(), at, graph }
             }
         };
         let schema: SchemaRef = Arc::new(node.schema().as_arrow().clone());
@@ -218,7 +224,16 @@ enum Source {
     Rows {
         input: Arc<dyn ExecutionPlan>,
         at: usize,
+        graph: Option<OfSet>,
     },
+}
+
+/// The graph of a named vector set, whose ids are in a column of the rows.
+#[derive(Debug, Clone)]
+struct OfSet {
+    name: String,
+    ids: usize,
+    graph: Arc<Graph>,
 }
 
 #[derive(Debug)]
@@ -254,6 +269,7 @@ impl DisplayAs for NearestExec {
                     write!(f, ", {} rows after it exactly", index.lagging)?;
                 }
             }
+            Source::Rows { graph: Some(graph), .. } => write!(f, ", through the graph of {}", graph.name)?,
             _ => write!(f, ", exact")?,
         }
         match &self.source {
@@ -295,7 +311,9 @@ impl ExecutionPlan for NearestExec {
                 candidates: children.next(),
                 index: index.clone(),
             },
-            Source::Rows { input, at } => Source::Rows { input: children.next().unwrap_or_else(|| input.clone()), at: *at },
+            Source::Rows { input, at, graph } => {
+                Source::Rows { input: children.next().unwrap_or_else(|| input.clone()), at: *at, graph: graph.clone() }
+            }
         };
         let (settings, properties) = (self.settings.clone(), self.properties.clone());
         let NearestExec { single, with_nulls, of_queries, .. } = *self;
@@ -313,7 +331,7 @@ impl ExecutionPlan for NearestExec {
                 Source::Table { table, column, columns, index, .. } => {
                     From::Table { table: table.clone(), column: column.clone(), columns: columns.clone(), index: index.clone() }
                 }
-                Source::Rows { at, .. } => From::Rows(*at),
+                Source::Rows { at, graph, .. } => From::Rows(*at, graph.clone()),
             },
             settings: self.settings.clone(),
             single: self.single,
@@ -348,7 +366,7 @@ const BATCH_ROWS: usize = 4096;
 
 enum From {
     Table { table: LanceTable, column: String, columns: Vec<String>, index: Option<IndexInfo> },
-    Rows(usize),
+    Rows(usize, Option<OfSet>),
 }
 
 /// What is searched, once it is open.
@@ -379,6 +397,8 @@ struct Work {
     stop: Stop,
 }
 
+/// Candidates that a search through a graph holds, at least.
+const GRAPH_EFFORT: usize = 128;
 /// Rows that an index is worth looking into for; fewer are all looked at.
 const FEW_ROWS: u64 = 20_000;
 
@@ -401,7 +421,7 @@ impl Run {
                 };
                 Target { column: table.vectors(column).await.map_err(external)?, searcher, allowed, held: None }
             }
-            From::Rows(at) => {
+            From::Rows(at, _) => {
                 let Some(batches) = self.rows.take() else { return exec_err!("nearest has rows to look among") };
                 let schema = batches.schema();
                 let batches: Vec<RecordBatch> = batches.try_collect().await?;
@@ -477,6 +497,9 @@ impl Work {
             self.fill(target, k, &mut found)?;
             return Ok(found);
         }
+        if let (From::Rows(_, Some(graph)), Some(held)) = (&self.from, &target.held) {
+            return self.through_graph(graph, target, held, &queries, k, within);
+        }
         let (target, distance) = (target.clone(), self.settings.distance);
         let work = tokio::task::spawn_blocking(move || {
             let wanted = Wanted { queries: &queries, distance, k, within };
@@ -488,6 +511,28 @@ impl Work {
         let mut found = found.map_err(external)?;
         self.fill(&target, k, &mut found)?;
         Ok(found)
+    }
+
+    /// What the graph of a set proposes, by its exact distances.
+    fn through_graph(
+        &self,
+        of: &OfSet,
+        target: &Target,
+        held: &RecordBatch,
+        queries: &[f32],
+        k: usize,
+        within: f32,
+    ) -> Result<Vec<Vec<Neighbour>>> {
+        let ids = held.column(of.ids).as_primitive::<Int32Type>();
+        let rows: HashMap<i32, u64> = ids.values().iter().copied().zip(0..).collect();
+        let effort = self.settings.nprobes.max(GRAPH_EFFORT).max(k.saturating_mul(4).min(rows.len()));
+        let candidates = |query: &[f32]| {
+            let found = of.graph.search(query, k.min(rows.len()), effort).into_iter();
+            found.filter_map(|id| Some(Neighbour { distance: 0.0, row: *rows.get(&(id as i32))? })).collect::<Vec<_>>()
+        };
+        let candidates = queries.chunks_exact(target.column.dim()).map(candidates).collect();
+        let wanted = Wanted { queries, distance: self.settings.distance, k, within };
+        index::rerank(&target.column, wanted, candidates).map_err(external)
     }
 
     /// Rows without a vector, where an ORDER BY has to give as many rows as there are.
@@ -521,7 +566,7 @@ impl Work {
             (From::Table { table, columns: names, .. }, None) => {
                 columns.extend(rows_at(table.dataset(), names, &addresses).await?);
             }
-            (From::Rows(_), None) => {}
+            (From::Rows(..), None) => {}
         }
         let distances = pairs.iter().map(|(_, neighbour)| (!neighbour.distance.is_nan()).then_some(neighbour.distance));
         columns.push(Arc::new(distances.collect::<Float32Array>()));

@@ -81,7 +81,8 @@ impl Nearest {
         }
         fields.extend(of(rows.schema()));
         fields.push((qualifier.clone(), Arc::new(Field::new(DISTANCE, DataType::Float32, true))));
-        let same = |a: &(Option<TableReference>, Arc<Field>), b: &(Option<TableReference>, Arc<Field>)| a.0 == b.0 && a.1.name() == b.1.name();
+        let same =
+            |a: &(Option<TableReference>, Arc<Field>), b: &(Option<TableReference>, Arc<Field>)| a.0 == b.0 && a.1.name() == b.1.name();
         if let Some(i) = (0..fields.len()).find(|&i| fields[..i].iter().any(|field| same(field, &fields[i]))) {
             return plan_err!(
                 "nearest gives two columns '{}': give each side a name, FROM prompts p, LATERAL nearest(...) n",

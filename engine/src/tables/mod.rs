@@ -3,6 +3,7 @@
 
 mod exec;
 mod planner;
+mod reference;
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -14,6 +15,7 @@ use datafusion::logical_expr::{Expr, Extension, LogicalPlan, UserDefinedLogicalN
 
 pub(crate) use exec::TablePlanner;
 pub(crate) use planner::TableFunctions;
+pub(crate) use reference::reference;
 
 /// A table function: what it takes, and what it adds to the rows that it is given.
 #[derive(Debug, PartialEq, Eq, Hash)]
