@@ -112,7 +112,7 @@ pub fn rerank(column: &VectorColumn, wanted: Wanted, candidates: Vec<Vec<Neighbo
         column.take(&rows, &mut |i, vector| {
             if let Some(vector) = vector {
                 let distance = wanted.distance.of(products_of_stored(vector, column.is_half(), query));
-                if !(distance > wanted.within) {
+                if distance <= wanted.within || (distance.is_nan() && wanted.within == f32::INFINITY) {
                     top.push(Neighbour { distance, row: rows[i] });
                 }
             }
@@ -213,11 +213,11 @@ fn near(products: &[f32], bound: f32, distance: impl Fn(f32, f32) -> f32, square
         let mut any = false;
         for i in 0..products.len() {
             distances[i] = distance(products[i], squares[i]);
-            any |= !(distances[i] > bound);
+            any |= distances[i] <= bound || distances[i].is_nan();
         }
         if any {
-            for (i, distance) in distances[..products.len()].iter().enumerate().filter(|(_, distance)| !(**distance > bound)) {
-                keep(start + i, *distance);
+            for (i, distance) in distances[..products.len()].iter().enumerate() {
+                keep(start + i, *distance); // which looks again
             }
         }
     }

@@ -280,7 +280,7 @@ async fn create_over_vectors(dataset: &mut Dataset, new: &NewIndex, name: &str, 
     for fragments in fragments {
         pieces.push(build_piece(dataset, &column, new.kind, name, distance, &trained, sizes, fragments, on_progress).await?);
     }
-    if new.replace && dataset.load_indices_by_name(name).await.map_err(Error::lance)?.first().is_some() {
+    if new.replace && !dataset.load_indices_by_name(name).await.map_err(Error::lance)?.is_empty() {
         dataset.drop_index(name).await.map_err(Error::lance)?;
     }
     dataset.commit_existing_index_segments(name, &new.column, pieces).await.map_err(Error::lance)?;
@@ -399,7 +399,7 @@ fn partitions_of(
     let kept = rows.iter().zip(vectors.chunks_exact(dim)).zip(nearest).filter(|(of, _)| there(of));
     let (rows, partitions): (Vec<u64>, Vec<u32>) = kept.map(|((row, _), (partition, _))| (*row, partition)).unzip();
     let columns: Vec<arrow::array::ArrayRef> = vec![Arc::new(UInt64Array::from(rows)), Arc::new(UInt32Array::from(partitions))];
-    Ok(RecordBatch::try_new(schema.clone(), columns).map_err(|e| Error::lance(e.into()))?)
+    RecordBatch::try_new(schema.clone(), columns).map_err(|e| Error::lance(e.into()))
 }
 
 fn list_array(values: &[f32], dim: usize, half: bool) -> Result<FixedSizeListArray> {

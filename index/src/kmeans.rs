@@ -128,7 +128,7 @@ pub fn kmeans(
 
 /// Addresses of rows with a vector, at most `n`, drawn without replacement, in order.
 pub(crate) fn draw(column: &VectorColumn, live: &Rows, n: usize, seed: u64) -> Result<Vec<u64>> {
-    let places: Vec<(u32, usize)> = column.fragments().map(|(id, rows)| (id, rows)).collect();
+    let places: Vec<(u32, usize)> = column.fragments().collect();
     let total: usize = places.iter().map(|(_, rows)| rows).sum();
     // Rows that are deleted or have no vector fall out: more are drawn until there are enough, or all have been.
     let mut ask = n;

@@ -29,7 +29,7 @@ pub fn near_duplicates<'a>(pool: &'a Pool, threshold: u32, keep: Option<&'a str>
             let rank = |i: u32| if scores[i as usize].is_nan() { f32::NEG_INFINITY } else { scores[i as usize] };
             order.sort_by(|&a, &b| rank(b).total_cmp(&rank(a)).then(a.cmp(&b)));
         }
-        Ok(tokio::task::spawn_blocking(move || among(&images, &order, threshold)).await.map_err(crate::indexes::joined)?)
+        tokio::task::spawn_blocking(move || among(&images, &order, threshold)).await.map_err(crate::indexes::joined)
     }
     .boxed()
 }

@@ -3,7 +3,9 @@
 //!     search POOL COLUMN SET WHAT K NPROBES REFINE ROUNDS
 //!
 //! WHAT is `single` (the queries of the vector set SET one after the other), `batch` (all in one statement), either with
-//! `exact-` before it, or `centroid` (nearest_centroid of the column's first 20,000 rows). Prints the seconds of each round, and with a last line the uids found.
+//! `exact-` before it, or `centroid` (nearest_centroid of the column's first 20,000 rows). Prints the seconds of each round,
+//! and with a last line the uids found. Or it is `graph`: the set's graph, against exact search, for the first 500 of the set
+//! `peer_many`.
 
 #![allow(clippy::print_stdout)]
 
@@ -20,6 +22,9 @@ use futures::TryStreamExt;
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [pool, column, set, what, k, nprobes, refine, rounds] = &args[..] else { return Err("see the comment at the top".into()) };
+    if what == "graph" {
+        return graph(&storage::Pool::open(pool).await?, set, k.parse()?).await;
+    }
     let session = Session::open(pool).await?;
     let vectors = format!("SELECT id, vector FROM vectors WHERE name = '{set}' ORDER BY id");
     let batches: Vec<_> = session.sql(&vectors, &[]).await?.try_collect().await?;
@@ -62,5 +67,45 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     println!("{}", line.join(" "));
+    Ok(())
+}
+
+async fn graph(pool: &storage::Pool, name: &str, k: usize) -> Result<(), Box<dyn std::error::Error>> {
+    let (dim, values) = pool.read_vectors(name).await?;
+    let (_, queries) = pool.read_vectors("peer_many").await?;
+    let queries = &queries[..500 * dim];
+    let item = std::sync::Arc::new(arrow::datatypes::Field::new("item", arrow::datatypes::DataType::Float32, true));
+    let array = std::sync::Arc::new(arrow::array::Float32Array::from(values.clone()));
+    let list = arrow::array::FixedSizeListArray::try_new(item, dim as i32, array, None)?;
+    let column = storage::VectorColumn::of_array(name, list)?;
+    let set = index::VectorSet::new(dim, values)?;
+    let (live, stop) = (storage::Rows::all(), std::sync::atomic::AtomicBool::new(false));
+    let start = Instant::now();
+    let mut truth = Vec::new();
+    for query in queries.chunks_exact(dim) {
+        let wanted = index::Wanted { queries: query, distance: index::Distance::Cosine, k, within: f32::INFINITY };
+        truth.extend(index::exact(&column, wanted, &live, &stop)?);
+    }
+    let exactly = start.elapsed().as_secs_f64() / 500.0;
+    let start = Instant::now();
+    let graph = index::Graph::build(&set, index::GraphOptions::default());
+    let built = start.elapsed().as_secs_f64();
+    for effort in [32, 128] {
+        let start = Instant::now();
+        let found: Vec<Vec<usize>> = queries.chunks_exact(dim).map(|query| graph.search(query, k, effort)).collect();
+        let seconds = start.elapsed().as_secs_f64() / 500.0;
+        let right = found
+            .iter()
+            .zip(&truth)
+            .map(|(found, truth)| truth.iter().filter(|n| found.contains(&(n.row as usize))).count())
+            .sum::<usize>();
+        let recall = right as f64 / (500 * k) as f64;
+        println!(
+            "graph over {}, ef {effort}: tarn {:.3} ms a query, recall {recall:.4}, built in {built:.1} s; exact on all cores {:.3} ms",
+            set.len(),
+            seconds * 1e3,
+            exactly * 1e3
+        );
+    }
     Ok(())
 }

@@ -64,7 +64,6 @@ pub(crate) struct Nearest {
 }
 
 impl Nearest {
-    #[expect(clippy::too_many_arguments)]
     pub fn new(
         queries: LogicalPlan,
         rows: LogicalPlan,

@@ -71,6 +71,11 @@ pub(crate) async fn print(
 
 /// Writes a query's rows as they come.
 pub(crate) async fn print_rows(session: &Session, mut batches: Rows, format: Format, output: Option<&Path>) -> Result<()> {
+    if batches.schema().fields().is_empty() {
+        // SET and its like: there is nothing to print.
+        while batches.try_next().await.map_err(|e| session.error(e))?.is_some() {}
+        return Ok(());
+    }
     let mut sink = Sink::new(format, output, batches.schema())?;
     let (meter, scans, mut tick) = (Meter::new("scan"), batches.scans(), tokio::time::interval(BETWEEN_REPORTS));
     tick.tick().await;
