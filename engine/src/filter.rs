@@ -308,6 +308,11 @@ fn unquote(text: &str) -> String {
 
 /// A value for a parameter that nothing declares: a number where it reads as one, else text.
 pub fn guess(text: &str) -> ScalarValue {
+    // A list of numbers is a vector.
+    if let Ok(values) = serde_json::from_str::<Vec<f32>>(text) {
+        let values: Vec<ScalarValue> = values.into_iter().map(ScalarValue::from).collect();
+        return ScalarValue::List(ScalarValue::new_list_nullable(&values, &arrow::datatypes::DataType::Float32));
+    }
     // A number that is written otherwise than numbers are (a uid, a leading zero) is a text.
     let int = text.parse::<i64>().ok().filter(|n| n.to_string() == text);
     let plain = text.trim_start_matches('-');

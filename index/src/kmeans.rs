@@ -76,7 +76,7 @@ pub fn kmeans(
     stop: &AtomicBool,
 ) -> Result<Clusters> {
     let (k, dim) = (options.k, column.dim());
-    let rows = draw(column, live, options.samples.max(k), options.seed)?;
+    let rows = draw(column, live, options.samples, options.seed)?;
     if k == 0 || rows.len() < k {
         return Err(Error::FewSamples { k, samples: rows.len() });
     }

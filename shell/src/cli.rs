@@ -140,10 +140,10 @@ pub(crate) enum IndexCommand {
     /// Measure how much of the exact answer an index over vectors finds, and how fast, setting by setting
     Check {
         name: String,
-        #[arg(short, long, default_value_t = 10)]
+        #[arg(short, long, default_value = "10", value_parser = parse_count)]
         k: usize,
         /// Samples that are looked for
-        #[arg(long, default_value_t = 200)]
+        #[arg(long, default_value = "200", value_parser = parse_count)]
         queries: usize,
         /// A second column whose vectors are looked for; by default the texts beside images, and the other way round
         #[arg(long, value_name = "COLUMN")]
@@ -155,7 +155,7 @@ pub(crate) enum IndexCommand {
         #[arg(long, value_delimiter = ',', requires = "nprobes")]
         refine: Vec<usize>,
         /// The recall to recommend a setting for
-        #[arg(long, default_value_t = 0.95)]
+        #[arg(long, default_value = "0.95", value_parser = parse_share)]
         recall: f64,
         #[arg(long, default_value_t = 0)]
         seed: u64,
@@ -190,12 +190,12 @@ pub(crate) enum VectorsCommand {
         name: Option<String>,
         #[arg(long)]
         column: String,
-        #[arg(short, long)]
+        #[arg(short, long, value_parser = parse_count)]
         k: usize,
-        #[arg(long, default_value_t = 20)]
+        #[arg(long, default_value = "20", value_parser = parse_count)]
         iterations: usize,
         /// Samples drawn, at most; by default 256 a centroid
-        #[arg(long)]
+        #[arg(long, value_parser = parse_count)]
         samples: Option<usize>,
         /// Samples an iteration, for mini-batches; without, all of them
         #[arg(long, default_value_t = 0)]
@@ -213,16 +213,26 @@ pub(crate) enum VectorsCommand {
     Graph {
         name: String,
         /// Neighbours of a vector
-        #[arg(long, default_value_t = 24)]
-        neighbours: usize,
+        #[arg(long, default_value = "24", value_parser = clap::value_parser!(u16).range(2..=256))]
+        neighbours: u16,
         /// Candidates looked at for each vector
-        #[arg(long, default_value_t = 200)]
+        #[arg(long, default_value = "200", value_parser = parse_count)]
         candidates: usize,
     },
     /// List the sets
     List,
     /// Remove a set
     Drop { name: String },
+}
+
+/// A number of at least 1.
+fn parse_count(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "expected a whole number of at least 1".to_string())
+}
+
+/// A number above 0, at most 1.
+fn parse_share(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|x| *x > 0.0 && *x <= 1.0).ok_or_else(|| "expected a number above 0, at most 1".to_string())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

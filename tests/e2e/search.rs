@@ -217,6 +217,7 @@ fn kmeans(t: &Sandbox) {
     assert_eq!(first, rows(t, "SELECT id, vector FROM vectors WHERE name = 'f' ORDER BY id"));
     t.fails(1, &["vectors", "pool", "kmeans", "a", "--column", "clip_b", "-k", "12"], &["vector set 'a' exists"]);
     t.fails(1, &["vectors", "pool", "kmeans", "--column", "clip_b", "-k", "5000"], &["2800 samples are too few for 5000 centroids"]);
+    t.fails(2, &["vectors", "pool", "kmeans", "--column", "clip_b", "-k", "0"], &["at least 1"]);
     t.fails(1, &["vectors", "pool", "kmeans", "--column", "text", "-k", "5"], &["column 'text' holds Utf8"]);
 }
 

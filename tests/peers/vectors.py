@@ -148,7 +148,7 @@ if "batch" in WHAT:
     ivf.train(X[np.random.default_rng(0).choice(N, min(N, 262144), replace=False)])
     ivf.add(X)
     print(f"faiss builds IVF1024,PQ64x4fs,RFlat in {time.perf_counter() - start:.1f} s; time tarn index POOL create b32_img beside it")
-    for nprobe, k_factor in ((16, 8), (32, 8), (64, 8), (64, 16)):
+    for nprobe, k_factor in ((32, 16), (64, 64), (64, 128), (128, 256)):
         ivf.k_factor = k_factor
         faiss.extract_index_ivf(ivf.base_index).nprobe = nprobe
         p, found = timed(lambda: ivf.search(many, K)[1])

@@ -58,7 +58,7 @@ fn embedding() -> FunctionInfo {
     FunctionInfo {
         name: "embedding".into(),
         syntax: "embedding(uid, column)".into(),
-        description: "That sample's vector, a constant where the uid is one, so that \"more like this\" is one query. NULL where the pool does not have the uid.".into(),
+        description: "That sample's vector, a constant where the uid is one, so that \"more like this\" is one query. One uid for the whole query; an error where the pool has no vector for it.".into(),
         arguments: vec![("uid".into(), "A uid, or its text.".into()), ("column".into(), "The name of an embedding column, as text.".into())],
         example: "SELECT uid, text FROM pool ORDER BY cosine_distance(l14_img, embedding('51f492b1c9a539c791dc0ea14b054b69', 'l14_img')) LIMIT 10".into(),
     }

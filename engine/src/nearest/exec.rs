@@ -135,6 +135,14 @@ pub(crate) fn value_of(name: &str, expr: &Expr, state: &SessionState) -> Result<
     }
 }
 
+/// A whole number of at least 0.
+pub(crate) fn whole(value: &ScalarValue) -> Option<usize> {
+    match value.cast_to(&DataType::Int64) {
+        Ok(ScalarValue::Int64(Some(n))) if value.data_type().is_integer() => usize::try_from(n).ok(),
+        _ => None,
+    }
+}
+
 impl Settings {
     fn of(node: &Nearest, state: &SessionState) -> Result<Settings> {
         let set = state.config_options().extensions.get::<SearchOptions>().cloned().unwrap_or_default();
@@ -149,9 +157,9 @@ impl Settings {
         };
         for (name, expr) in &node.options {
             let value = value_of(name, expr, state)?;
-            let count = || match value.cast_to(&DataType::Int64) {
-                Ok(ScalarValue::Int64(Some(n))) if n >= 0 => Ok(n as usize),
-                _ => plan_err!("'{name}' of nearest must be a whole number of at least 0, got {value}"),
+            let count = || match whole(&value) {
+                Some(n) => Ok(n),
+                None => plan_err!("'{name}' of nearest must be a whole number of at least 0, got {value}"),
             };
             match name.as_str() {
                 "k" => settings.k = Some(count()?),

@@ -96,7 +96,11 @@ fn arrange_joins(item: TableWithJoins) -> Result<TableWithJoins> {
             JoinOperator::CrossJoin(on) | JoinOperator::Inner(on) | JoinOperator::Join(on) if on_true(on) => {
                 arranged = TableWithJoins { relation: beside(arranged, join.relation), joins: Vec::new() };
             }
-            _ => return Err(usage("nearest is joined by CROSS JOIN LATERAL nearest(...), or JOIN LATERAL nearest(...) ON true")),
+            _ => {
+                return Err(usage(
+                    "nearest is joined by CROSS JOIN LATERAL nearest(...), or JOIN LATERAL nearest(...) ON true; LEFT JOIN is not supported",
+                ));
+            }
         }
     }
     Ok(arranged)
@@ -236,15 +240,27 @@ fn move_conditions(select: &mut Select, alone: bool) -> Result<()> {
         *table = parse(&format!("(SELECT * FROM {table} AS {alias} WHERE {})", all_of(&conditions)))?;
     }
     // What stands before is cut down before there is a search for each of its rows.
-    if let [left, nearest] = &mut select.from[..]
-        && left.joins.is_empty()
-        && parts(&nearest.relation).is_some()
-    {
-        cut_left(&mut left.relation, &mut select.selection)?;
-    } else if let [item] = &mut select.from[..]
-        && item.joins.first().is_some_and(|join| parts(&join.relation).is_some())
-    {
-        cut_left(&mut item.relation, &mut select.selection)?;
+    for i in 0..select.from.len() {
+        let beside = select.from.get(i + 1).is_some_and(|next| parts(&next.relation).is_some());
+        let item = &mut select.from[i];
+        let searched = match item.joins.first() {
+            Some(join) => parts(&join.relation).is_some(),
+            None => beside,
+        };
+        // An outer join may yet give rows without these columns.
+        let inner = |join: &Join| {
+            matches!(
+                join.join_operator,
+                JoinOperator::CrossJoin(_)
+                    | JoinOperator::Inner(_)
+                    | JoinOperator::Join(_)
+                    | JoinOperator::Left(_)
+                    | JoinOperator::LeftOuter(_)
+            )
+        };
+        if searched && parts(&item.relation).is_none() && item.joins.iter().all(inner) {
+            cut_left(&mut item.relation, &mut select.selection)?;
+        }
     }
     Ok(())
 }

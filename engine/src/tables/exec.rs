@@ -29,7 +29,7 @@ use tokio::sync::mpsc::Sender;
 use super::Call;
 use crate::functions::Sets;
 use crate::nearest::chain::{Chain, addresses};
-use crate::nearest::exec::{allowed, external, rows_at, value_of};
+use crate::nearest::exec::{allowed, external, rows_at, value_of, whole};
 use crate::scan::LanceTable;
 
 /// Plans calls: what they need of the session.
@@ -92,15 +92,20 @@ impl TablePlanner {
 
     async fn work(&self, call: &Call, values: &Values, source: Option<&Source>) -> Result<Work> {
         Ok(match call.function.name {
-            "full_text" => Work::FullText {
-                words: values.text("words")?.unwrap_or_default(),
-                how: values.one_of("match", &["any", "all", "phrase"])?,
-                k: values.count("k")?,
-            },
+            "full_text" => {
+                if let Some(source) = source {
+                    check_indexed(source).await?;
+                }
+                let how = values.one_of("match", &["any", "all", "phrase"])?;
+                Work::FullText { words: values.text("words")?.unwrap_or_default(), how, k: values.count("k")? }
+            }
             "neg_clip_loss" => Work::NegClipLoss(ClipLoss {
-                batch: values.count("batch_size")?.unwrap_or(32768).max(1),
-                rounds: values.count("rounds")?.unwrap_or(10),
-                temperature: values.real("temperature")?.unwrap_or(0.01),
+                batch: values.at_least(2, "batch_size")?.unwrap_or(32768),
+                rounds: values.at_least(1, "rounds")?.unwrap_or(10),
+                temperature: match values.real("temperature")?.unwrap_or(0.01) {
+                    temperature if temperature > 0.0 => temperature,
+                    other => return plan_err!("'temperature' of neg_clip_loss must be above 0, got {other}"),
+                },
                 seed: values.count("seed")?.unwrap_or(0) as u64,
             }),
             "semantic_duplicates" => {
@@ -121,6 +126,19 @@ impl TablePlanner {
             }
         })
     }
+}
+
+/// Words are told apart and made alike by the index's rules: without an index there are none.
+async fn check_indexed(source: &Source) -> Result<()> {
+    let column = source.columns.first().map(String::as_str).unwrap_or_default();
+    let indexes = index::indexes_of(source.table.dataset()).await.map_err(external)?;
+    if indexes.iter().any(|index| index.column == column && index.kind == Some(index::Kind::FullText)) {
+        return Ok(());
+    }
+    let message = format!("column '{column}' has no full-text index");
+    let hint =
+        Some(format!("make one: CREATE INDEX ON pool ({column}) USING fts WITH (stem = true, stop_words = true, positions = false)"));
+    Err(external(crate::Error::Query { message, hint }))
 }
 
 fn check_score(dataset: &lance::Dataset, column: &str) -> Result<()> {
@@ -162,9 +180,17 @@ impl Values {
 
     fn count(&self, name: &str) -> Result<Option<usize>> {
         let Some(value) = self.get(name) else { return Ok(None) };
-        match value.cast_to(&DataType::Int64) {
-            Ok(ScalarValue::Int64(Some(n))) if n >= 0 => Ok(Some(n as usize)),
-            _ => plan_err!("'{name}' of {} must be a whole number of at least 0, got {value}", self.function),
+        match whole(value) {
+            Some(n) => Ok(Some(n)),
+            None => plan_err!("'{name}' of {} must be a whole number of at least 0, got {value}", self.function),
+        }
+    }
+
+    /// As `count`, of at least so many.
+    fn at_least(&self, least: usize, name: &str) -> Result<Option<usize>> {
+        match self.count(name)? {
+            Some(n) if n < least => plan_err!("'{name}' of {} must be at least {least}, got {n}", self.function),
+            n => Ok(n),
         }
     }
 
@@ -394,7 +420,14 @@ async fn full_text(words: &str, how: &str, k: Option<usize>, rows: Option<Arc<Ro
         scanner.prefilter(true).with_row_id_prefilter(RowAddrMask::from_allowed(RowAddrTreeMap::from_sorted_runs([&ids[..]])));
     }
     scanner.limit(k.map(|k| k as i64), None)?;
-    let mut batches = scanner.try_into_stream().await?;
+    let mut batches = scanner.try_into_stream().await.map_err(|e| match how {
+        "phrase" if e.to_string().contains("position") => {
+            let message = format!("the full-text index of column '{column}' holds no positions, which phrases need");
+            let hint = format!("make it again: CREATE OR REPLACE INDEX {column}_fts ON pool ({column}) USING fts WITH (positions = true)");
+            external(crate::Error::Query { message, hint: Some(hint) })
+        }
+        _ => e.into(),
+    })?;
     while let Some(batch) = batches.try_next().await? {
         let addresses = batch["_rowid"].as_primitive::<UInt64Type>().values().to_vec();
         let scores = cast(&batch["_score"], &DataType::Float32)?;

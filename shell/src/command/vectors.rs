@@ -37,7 +37,7 @@ pub(crate) fn run(args: cli::Vectors, runtime: &Runtime) -> Result<()> {
             crate::note!("added {name}: {k} centroids, {what} {objective:.6}, imbalance {:.3}", clusters.imbalance());
         }
         VectorsCommand::Graph { name, neighbours, candidates } => {
-            let options = GraphOptions { neighbours: *neighbours, candidates: *candidates };
+            let options = GraphOptions { neighbours: usize::from(*neighbours), candidates: *candidates };
             block_on(runtime, index::build_graph(&pool, name, options))?;
             crate::note!("built the graph of {name}");
         }
