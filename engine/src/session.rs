@@ -146,6 +146,7 @@ impl Session {
         };
         *self.reads.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = reads.clone();
         catalog::register(&self.context, &reads).await?;
+        self.sets.clear();
         let mut stored = Vec::new();
         self.set_stored(Vec::new()); // or the expressions would be replaced by themselves
         let columns = reads.computed().await?;
@@ -330,7 +331,8 @@ impl Session {
             plan = plan.with_param_values(ParamValues::from(values)).map_err(errors)?;
         }
         self.load_sets(&plan).await?;
-        if self.uses(&plan)?.hashes && !self.pool.is_at_version() && self.pool.fill_hashes(&*self.on_progress).await? > 0 {
+        let runs = !matches!(plan, LogicalPlan::Explain(_));
+        if runs && self.uses(&plan)?.hashes && !self.pool.is_at_version() && self.pool.fill_hashes(&*self.on_progress).await? > 0 {
             self.refresh().await?;
         }
         self.check_stored(&plan)?;

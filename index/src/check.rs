@@ -105,7 +105,10 @@ pub fn check_index<'a>(
                 let at = |share: f64| {
                     times.get(((times.len() as f64 * share) as usize).min(times.len().saturating_sub(1))).copied().unwrap_or(0.0)
                 };
-                let recall = if all == 0 { 1.0 } else { hits as f64 / all as f64 };
+                if all == 0 {
+                    return Err(Error::FewSamples { k: check.queries, samples: rows.len() });
+                }
+                let recall = hits as f64 / all as f64;
                 measured.push(Measured { effort: *effort, from: from.clone(), recall, p50: at(0.5), p95: at(0.95), p99: at(0.99) });
             }
         }

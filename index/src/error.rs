@@ -36,6 +36,8 @@ pub enum Error {
     Graph { path: String, reason: String },
     #[error("a temporary file: {source}")]
     Spill { source: std::io::Error },
+    #[error("{images} images of this version of the pool have no perceptual hashes yet")]
+    HashesMissing { images: u64 },
     #[error("stopped")]
     Stopped,
     #[error("{source}")]
@@ -64,6 +66,7 @@ impl Error {
                 Some(near) => format!("did you mean '{near}'?"),
                 None => "make one: CREATE INDEX name ON pool (column) USING ivf_rq".into(),
             },
+            Error::HashesMissing { .. } => "open the newest version once: a query of near_duplicates computes them".into(),
             Error::FewSamples { .. } => "ask for fewer, or draw more samples".into(),
             Error::Storage(e) => return e.hint(),
             _ => return None,

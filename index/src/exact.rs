@@ -194,7 +194,8 @@ fn as_matrix(stretch: &Stretch, wanted: Wanted, norms: &[f32], live: Option<&sto
                     Distance::Dot => near(products, first, |xy, _| 1.0 - xy, &squares, &mut keep),
                     Distance::L2 => {
                         let square = norms[q] * norms[q];
-                        near(products, first, |xy, xx| (xx - 2.0 * xy + square).max(0.0).sqrt(), &squares, &mut keep);
+                        // Not above what it is, whatever was lost to rounding: single distances decide.
+                        near(products, first, |xy, xx| ((xx + square) * (1.0 - 1e-5) - 2.0 * xy).max(0.0).sqrt(), &squares, &mut keep);
                     }
                 }
             }

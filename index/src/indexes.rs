@@ -171,13 +171,13 @@ pub fn create_index<'a>(pool: &'a Pool, new: &'a NewIndex, on_progress: OnProgre
         let mut dataset = Dataset::clone(&dataset);
         // One over another column is no earlier state of this one.
         let other = indexes_of(&dataset).await?.into_iter().find(|index| index.name == name && index.column != new.column);
-        if other.is_some() && !new.kind.is_vector() {
+        let params = if new.kind.is_vector() { None } else { Some(scalar_params(new)?) };
+        if other.is_some() && params.is_some() {
             dataset.drop_index(&name).await.map_err(Error::lance)?;
         }
-        match new.kind.is_vector() {
-            true => create_over_vectors(&mut dataset, new, &name, on_progress).await?,
-            false => {
-                let params = scalar_params(new)?;
+        match params {
+            None => create_over_vectors(&mut dataset, new, &name, on_progress).await?,
+            Some(params) => {
                 let what = format!("index {name}");
                 let progress = Arc::new(Watch::new(what));
                 let columns = [new.column.as_str()];
@@ -395,7 +395,8 @@ fn partitions_of(
 ) -> Result<RecordBatch> {
     let vectors = read(column, rows, unit)?;
     let nearest = assign(&vectors, centroids, dim, distance == Distance::L2);
-    let there = |(row, vector): &(&u64, &[f32])| live.has(**row) && vector.iter().any(|x| *x != 0.0);
+    // Only a cosine has no use for zeros; rows without a vector are left out by Lance.
+    let there = |(row, vector): &(&u64, &[f32])| live.has(**row) && (!unit || vector.iter().any(|x| *x != 0.0));
     let kept = rows.iter().zip(vectors.chunks_exact(dim)).zip(nearest).filter(|(of, _)| there(of));
     let (rows, partitions): (Vec<u64>, Vec<u32>) = kept.map(|((row, _), (partition, _))| (*row, partition)).unzip();
     let columns: Vec<arrow::array::ArrayRef> = vec![Arc::new(UInt64Array::from(rows)), Arc::new(UInt32Array::from(partitions))];
@@ -532,8 +533,8 @@ pub fn update_index<'a>(pool: &'a Pool, name: &'a str, on_progress: OnProgress<'
             return Ok(0);
         }
         match (index.kind.filter(|kind| kind.is_vector()), index.distance) {
-            // Pieces of product quantisers have to share their codebook, which is Lance's to hand on.
-            (Some(kind), Some(distance)) if !matches!(kind, Kind::IvfPq | Kind::IvfHnswPq | Kind::IvfSq | Kind::IvfHnswSq) => {
+            // What the others share between their pieces is Lance's to hand on.
+            (Some(kind), Some(distance)) if matches!(kind, Kind::IvfFlat | Kind::IvfRq) => {
                 extend(&mut dataset, &index, kind, distance, on_progress).await?;
             }
             _ => {
@@ -556,7 +557,11 @@ async fn extend(dataset: &mut Dataset, index: &IndexInfo, kind: Kind, distance: 
     let column = Arc::new(VectorColumn::open(Arc::new(dataset.clone()), &index.column).await?);
     let lagging = dataset.unindexed_fragments(&index.name).await.map_err(Error::lance)?;
     let lagging: Vec<u32> = lagging.iter().map(|fragment| fragment.id as u32).collect();
-    let sizes = Sizes { bits: None, sub_vectors: None, neighbours: None, candidates: None };
+    let described = dataset.describe_indices(None).await.map_err(Error::lance)?;
+    let details = described.iter().find(|other| other.name() == index.name).and_then(|index| index.details().ok());
+    let details: serde_json::Value = details.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    let bits = details["compression"]["num_bits"].as_u64().and_then(|bits| u8::try_from(bits).ok());
+    let sizes = Sizes { bits, sub_vectors: None, neighbours: None, candidates: None };
     let piece = build_piece(dataset, &column, kind, &index.name, distance, &centroids, sizes, lagging, on_progress).await?;
     dataset.commit_existing_index_segments(&index.name, &index.column, vec![piece]).await.map_err(Error::lance)?;
     Ok(())

@@ -233,6 +233,74 @@ unsafe fn dot_avx512(x: &[f32], y: &[f32]) -> f32 {
     _mm512_reduce_add_ps(sum) + rest_x.iter().zip(rest_y).map(|(x, y)| x * y).sum::<f32>()
 }
 
+/// The products of a stored vector with each of `queries` `[n, dim]`, and the sum of its squares: what is stored is read once.
+pub(crate) fn dots_of_stored(x: &[u8], half: bool, queries: &[f32], products: &mut [f32]) -> f32 {
+    let dim = x.len() / if half { 2 } else { 4 };
+    assert_eq!(queries.len(), dim * products.len(), "vectors of the same length");
+    // SAFETY: so many numbers lie behind each.
+    unsafe {
+        match half {
+            true => dots_from(x.as_ptr().cast::<f16>(), dim, queries, products),
+            false => dots_from(x.as_ptr().cast::<f32>(), dim, queries, products),
+        }
+    }
+}
+
+/// # Safety
+/// `dim` numbers lie behind `x`, wherever that is.
+unsafe fn dots_from<X: Number>(x: *const X, dim: usize, queries: &[f32], products: &mut [f32]) -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") {
+        return unsafe { dots_avx512(x, dim, queries, products) };
+    }
+    let mut xx = 0.0;
+    for (query, product) in queries.chunks_exact(dim).zip(products) {
+        let sums = unsafe { sums(x, query.as_ptr(), dim) };
+        *product = sums.xy;
+        xx = sums.xx;
+    }
+    xx
+}
+
+/// # Safety
+/// Needs AVX-512F, and `dim` numbers behind `x`.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn dots_avx512<X: Number>(x: *const X, dim: usize, queries: &[f32], products: &mut [f32]) -> f32 {
+    use std::arch::x86_64::*;
+    /// Queries whose sums are held in registers.
+    const GROUP: usize = 8;
+    let blocks = dim / 16;
+    let mut xx = 0.0;
+    for (g, (queries, products)) in queries.chunks(GROUP * dim).zip(products.chunks_mut(GROUP)).enumerate() {
+        let n = products.len();
+        let (mut sums, mut squares) = ([_mm512_setzero_ps(); GROUP], _mm512_setzero_ps());
+        // A group that is not full is summed as if it were, its first query standing for those that lack.
+        let starts: [*const f32; GROUP] = std::array::from_fn(|q| queries[if q < n { q * dim } else { 0 }..].as_ptr());
+        for i in 0..blocks {
+            // SAFETY: 16 numbers lie behind each pointer.
+            unsafe {
+                let a = X::load(x.add(i * 16));
+                if g == 0 {
+                    squares = _mm512_fmadd_ps(a, a, squares);
+                }
+                for q in 0..GROUP {
+                    sums[q] = _mm512_fmadd_ps(a, _mm512_loadu_ps(starts[q].add(i * 16)), sums[q]);
+                }
+            }
+        }
+        let rest = |query: &[f32]| -> f32 { (blocks * 16..dim).map(|i| unsafe { x.add(i).read_unaligned() }.to_f32() * query[i]).sum() };
+        for (q, product) in products.iter_mut().enumerate() {
+            *product = _mm512_reduce_add_ps(sums[q]) + rest(&queries[q * dim..(q + 1) * dim]);
+        }
+        if g == 0 {
+            xx = _mm512_reduce_add_ps(squares);
+            xx += (blocks * 16..dim).map(|i| unsafe { x.add(i).read_unaligned() }.to_f32().powi(2)).sum::<f32>();
+        }
+    }
+    xx
+}
+
 /// `products[i, j] = rows[i]·set[j]`: rows `[m, dim]`, set `[n, dim]`, products `[m, n]`, each row by row. On one core.
 pub(crate) fn multiply(rows: &[f32], set: &[f32], dim: usize, products: &mut [f32]) {
     let (m, n) = (rows.len() / dim, set.len() / dim);
@@ -277,6 +345,13 @@ mod tests {
             let squares = widen(&stored[1..], true, &mut wide);
             assert_eq!(wide, x.iter().map(|x| x.to_f32()).collect::<Vec<_>>());
             assert!((f64::from(squares) - exact(|x, _| x * x)).abs() < 1e-3, "{n}");
+            let twice: Vec<f32> = y.iter().chain(&y).copied().collect();
+            let mut dots = [0.0; 2];
+            if n > 0 {
+                let squares = dots_of_stored(&stored[1..], true, &twice, &mut dots);
+                assert!((f64::from(squares) - exact(|x, _| x * x)).abs() < 1e-3, "{n}");
+                assert!(dots.iter().all(|dot| (f64::from(*dot) - exact(|x, y| x * y)).abs() < 1e-3), "{n}");
+            }
             for got in [products(&x, &y), lanes, products_of_stored(&stored[1..], true, &y)] {
                 assert!((f64::from(got.xy) - exact(|x, y| x * y)).abs() < 1e-3, "{n}");
                 assert!((f64::from(got.xx) - exact(|x, _| x * x)).abs() < 1e-3, "{n}");

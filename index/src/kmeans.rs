@@ -116,7 +116,10 @@ pub fn kmeans(
                 centroid.iter_mut().zip(sum).for_each(|(x, sum)| *x = *x * keep + sum * rate);
             }
         }
-        split_empty(&mut at, dim, options);
+        // A first mini-batch does not reach all centroids.
+        if !mini || (at.iteration + 1) * options.batch >= rows.len() {
+            split_empty(&mut at, dim, options);
+        }
         if options.spherical {
             at.centroids.chunks_exact_mut(dim).for_each(normalize);
         }

@@ -6,7 +6,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use storage::{Pool, Uid, hashes};
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// An image that is dropped, the one that is kept for it, and the bits in which their hashes differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +21,10 @@ pub struct NearDuplicate {
 /// the least uid. Memory: 60 bytes an image.
 pub fn near_duplicates<'a>(pool: &'a Pool, threshold: u32, keep: Option<&'a str>) -> BoxFuture<'a, Result<Vec<NearDuplicate>>> {
     async move {
+        let missing = hashes::missing(pool).await?;
+        if missing > 0 {
+            return Err(Error::HashesMissing { images: missing });
+        }
         let images = hashes::read_hashes(pool).await?;
         let mut order: Vec<u32> = (0..images.len() as u32).collect();
         if let Some(column) = keep {

@@ -27,8 +27,7 @@ use tokio::sync::OnceCell;
 
 use crate::exact::{Wanted, exact_of, rerank};
 use crate::indexes::{IndexInfo, joined};
-use crate::kernel::{multiply, products};
-use crate::kmeans::read;
+use crate::kernel::{dots_of_stored, products};
 use crate::top::{Neighbour, Top};
 use crate::{Distance, Effort, Error, Result};
 
@@ -119,8 +118,6 @@ async fn rows_of_partitions(column: &VectorColumn, metadata: &IndexMetadata, ind
 
 /// So many queries are worked on together; fewer one by one.
 const MANY: usize = 32;
-/// Rows of a partition that are compared at once.
-const TILE: usize = 512;
 /// Products are summed in another order than single distances are: so many more are looked at again.
 const SPARE: usize = 16;
 
@@ -207,6 +204,9 @@ impl Searcher {
     ) -> Result<Vec<Vec<Neighbour>>> {
         let dim = self.column.dim();
         let n = queries.len() / dim;
+        if k == 0 {
+            return Ok(vec![Vec::new(); n]);
+        }
         if n >= MANY && self.column.is_mapped() && !self.info.kind.is_some_and(|kind| kind.has_graph()) {
             let lists = self.lists().await?;
             let (this, queries, allowed, stop) = (self.clone(), queries.clone(), allowed.cloned(), stop.clone());
@@ -267,7 +267,7 @@ impl Searcher {
     }
 
     /// Many queries at once: the rows of a partition are read once, by their full vectors, for all queries that look into
-    /// it, and compared by one matrix product.
+    /// it, and compared with each.
     fn grouped(
         &self,
         lists: &[Vec<Vec<u64>>],
@@ -299,28 +299,28 @@ impl Searcher {
                         piece.holds.contains(&((row >> 32) as u32)) && live.has(*row) && allowed.is_none_or(|rows| rows.has(*row))
                     };
                     let rows: Vec<u64> = rows.iter().copied().filter(counts).collect();
-                    let mut scores = vec![0f32; lookers.len() * TILE.min(rows.len())];
-                    for rows in rows.chunks(TILE) {
-                        if stop.load(Ordering::Relaxed) {
-                            return Err(Error::Stopped);
-                        }
-                        let vectors = read(&self.column, rows, self.distance == Distance::Cosine)?;
-                        multiply(&wanted, &vectors, dim, &mut scores);
-                        let squares: Vec<f32> = match self.distance {
-                            Distance::L2 => vectors.chunks_exact(dim).map(|v| products(v, v).xx).collect(),
-                            _ => Vec::new(),
-                        };
-                        for (scores, &query) in scores.chunks_exact(rows.len()).zip(lookers) {
-                            let mut top = tops[query as usize].lock().unwrap_or_else(|e| e.into_inner());
-                            let mut bound = top.bound();
-                            for (i, score) in scores.iter().enumerate() {
-                                let distance = if squares.is_empty() { -score } else { squares[i] - 2.0 * score };
-                                if distance <= bound {
-                                    top.push(Neighbour { distance, row: rows[i] });
-                                    bound = top.bound();
-                                }
+                    let mut found: Vec<Top> = lookers.iter().map(|_| Top::new(k.saturating_add(SPARE))).collect();
+                    let mut bounds: Vec<f32> =
+                        lookers.iter().map(|&q| tops[q as usize].lock().unwrap_or_else(|e| e.into_inner()).bound()).collect();
+                    let mut dots = vec![0f32; lookers.len()];
+                    if stop.load(Ordering::Relaxed) {
+                        return Err(Error::Stopped);
+                    }
+                    self.column.take(&rows, &mut |i, vector| {
+                        let Some(vector) = vector else { return };
+                        let squares = dots_of_stored(vector, self.column.is_half(), &wanted, &mut dots);
+                        let scale = if self.distance == Distance::Cosine { 1.0 / squares.sqrt() } else { 1.0 };
+                        for ((dot, top), bound) in dots.iter().zip(&mut found).zip(&mut bounds) {
+                            let distance = if self.distance == Distance::L2 { squares - 2.0 * dot } else { -dot * scale };
+                            if distance <= *bound {
+                                top.push(Neighbour { distance, row: rows[i] });
+                                *bound = bound.min(top.bound());
                             }
                         }
+                    })?;
+                    for (found, &query) in found.into_iter().zip(lookers) {
+                        let mut top = tops[query as usize].lock().unwrap_or_else(|e| e.into_inner());
+                        found.into_sorted().into_iter().for_each(|neighbour| top.push(neighbour));
                     }
                     Ok(())
                 },
@@ -397,7 +397,7 @@ impl Searcher {
                 (distance, i as u32)
             })
             .collect();
-        let n = n.clamp(1, ranked.len());
+        let n = n.max(1).min(ranked.len());
         if n < ranked.len() {
             ranked.select_nth_unstable_by(n - 1, |a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
             ranked.truncate(n);

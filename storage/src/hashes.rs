@@ -52,6 +52,7 @@ impl Pool {
                 return Ok(0);
             }
             let lock = Lock::take_swept(self).await?;
+            dataset = self.require(Table::Images).await?;
             if dataset.schema().field(HASH).is_none() {
                 dataset = commit::add_null_columns(&dataset, vec![Field::new(HASH, DataType::Int64, true)]).await?;
             }
@@ -115,6 +116,15 @@ fn hashes(batch: &RecordBatch) -> ArrayRef {
     let hash = |i: usize| images.is_valid(i).then(|| perceptual_hash(images.value(i))).flatten();
     let hashes: Vec<Option<i64>> = (0..images.len()).into_par_iter().map(hash).collect();
     Arc::new(Int64Array::from(hashes))
+}
+
+/// Images that have not been looked at, at the version read.
+pub fn missing(pool: &Pool) -> BoxFuture<'_, Result<u64>> {
+    async move {
+        let dataset = pool.dataset(Table::Images).await?;
+        Ok(dataset.map_or(0, |dataset| without(&dataset).iter().map(|fragment| fragment.1).sum()))
+    }
+    .boxed()
 }
 
 /// The uids and hashes of the images that have one, in the order of the uids.

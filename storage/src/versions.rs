@@ -180,6 +180,10 @@ impl Pool {
     /// table that gains by it. Gives fragments before and after.
     pub fn compact(&self) -> BoxFuture<'_, Result<Vec<(Table, usize, usize)>>> {
         async move {
+            // A fragment that is merged with others could not be told from one that has its hashes.
+            if self.dataset(Table::Images).await?.is_some_and(|images| images.schema().field(crate::hashes::HASH).is_some()) {
+                self.fill_hashes(&|_| {}).await?;
+            }
             let lock = Lock::take_swept(self).await?;
             // What a stopped ingest has committed is in the versions' transactions until then.
             Ledger::open(self, &Tables::open(self).await?).await?;

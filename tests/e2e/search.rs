@@ -49,7 +49,7 @@ fn rows(t: &Sandbox, sql: &str) -> String {
 /// What a search of ten finds from twelve places, by their distances.
 fn search(t: &Sandbox, column: &str, options: &str, condition: &str) -> String {
     let sql = format!(
-        "SELECT p.uid, n.uid, n._distance FROM (SELECT uid, {column} AS q FROM pool WHERE {column} IS NOT NULL AND original_width % 229 = 3) p, \
+        "SELECT p.uid, n.uid, n._distance FROM (SELECT uid, {column} AS q FROM pool WHERE {column} IS NOT NULL AND original_width % 60 = 3) p, \
          LATERAL nearest(pool, {column}, p.q, 10{options}) n {condition} ORDER BY 1, 3, 2"
     );
     let found = rows(t, &sql);

@@ -9,6 +9,7 @@
 
 #![allow(clippy::print_stdout)]
 
+use std::io::Write;
 use std::time::Instant;
 
 use arrow::array::{Array, AsArray};
@@ -39,6 +40,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let exact = what.starts_with("exact-");
     let options = if exact { "exact => true".to_string() } else { format!("nprobes => {nprobes}, refine => {refine}") };
     let mut uids = Vec::new();
+    let mut out = std::io::stdout();
     for _ in 0..rounds.parse::<usize>()? {
         uids.clear();
         let start = Instant::now();
@@ -58,7 +60,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             );
             uids = session.sql(&text, &[]).await?.try_collect::<Vec<_>>().await?;
         }
-        println!("{}", start.elapsed().as_secs_f64());
+        writeln!(out, "{}", start.elapsed().as_secs_f64())?;
     }
     let mut line = Vec::new();
     for batch in &uids {
@@ -66,7 +68,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             line.push(array_value_to_string(&batch["uid"], i)?);
         }
     }
-    println!("{}", line.join(" "));
+    writeln!(out, "{}", line.join(" "))?;
     Ok(())
 }
 

@@ -93,7 +93,7 @@ pub(crate) fn set_of(plan: &LogicalPlan) -> Option<(String, usize)> {
 
 /// Whether a plan's rows are rows of one table of the pool, and a column one of its own.
 pub(crate) fn is_of_pool(plan: &LogicalPlan, column: &Column) -> bool {
-    Chain::of(plan).is_some_and(|chain| chain.name_of(plan, column).is_some())
+    Chain::of(plan).is_some_and(|chain| chain.name_of(plan, column).is_some() && chain.columns.iter().all(Option::is_some))
 }
 
 /// The addresses of the rows that a plan gives, as its only column.

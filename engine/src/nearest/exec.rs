@@ -369,6 +369,8 @@ impl Drop for Stop {
 
 /// Queries that share a pass.
 const QUERIES: usize = 1 << 14;
+/// Pairs of a query and a row that are made at once, about.
+const PAIRS: usize = 1 << 17;
 /// Rows of a batch that comes out.
 const BATCH_ROWS: usize = 4096;
 
@@ -446,10 +448,12 @@ impl Run {
 
     /// The rows of the next queries; `None` when there are no more.
     async fn next(&mut self) -> Result<Option<Vec<Result<RecordBatch>>>> {
+        let work = self.work.clone();
         let Some(stream) = &mut self.queries else { return Ok(None) };
         let schema = stream.schema();
         let (mut batches, mut n) = (Vec::new(), 0);
-        while n < QUERIES {
+        let most = (PAIRS / work.settings.k.unwrap_or(PAIRS / 64).max(1)).clamp(64, QUERIES);
+        while n < most {
             match stream.next().await.transpose()? {
                 Some(batch) => {
                     n += batch.num_rows();
@@ -462,8 +466,7 @@ impl Run {
             }
         }
         let queries = concat_batches(&schema, &batches)?;
-        let work = self.work.clone();
-        if work.single && queries.num_rows() != 1 {
+        if work.single && queries.num_rows() > 1 {
             return exec_err!("nearest looks for one vector, got {}", queries.num_rows());
         }
         if queries.num_rows() == 0 {
@@ -540,7 +543,12 @@ impl Work {
         };
         let candidates = queries.chunks_exact(target.column.dim()).map(candidates).collect();
         let wanted = Wanted { queries, distance: self.settings.distance, k, within };
-        index::rerank(&target.column, wanted, candidates).map_err(external)
+        let found = index::rerank(&target.column, wanted, candidates).map_err(external)?;
+        // A graph may not reach all that there is.
+        match within == f32::INFINITY && found.iter().any(|found| found.len() < k.min(rows.len())) {
+            true => index::exact(&target.column, wanted, &Rows::all(), &self.stop.0).map_err(external),
+            false => Ok(found),
+        }
     }
 
     /// Rows without a vector, where an ORDER BY has to give as many rows as there are.

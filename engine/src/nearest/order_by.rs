@@ -82,8 +82,10 @@ fn search(plan: &LogicalPlan, key: Expr, ascending: bool, k: usize) -> Result<Op
         return Ok(None);
     }
     let columns: Vec<Expr> = plan.schema().iter().map(Expr::from).collect();
-    let options =
-        vec![("k".to_string(), constant(k as i64)), ("metric".to_string(), Expr::Literal(ScalarValue::from(distance.name()), None))];
+    let options = vec![
+        ("k".to_string(), constant(i64::try_from(k).unwrap_or(i64::MAX))),
+        ("metric".to_string(), Expr::Literal(ScalarValue::from(distance.name()), None)),
+    ];
     let nearest = Nearest::new(one_query(query)?, plan.clone(), column, options, true, true, None)?.into_plan();
     // The distance is what the query says it is, not a column more.
     Ok(Some(LogicalPlanBuilder::from(nearest).project(columns)?.build()?))

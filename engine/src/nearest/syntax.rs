@@ -197,6 +197,36 @@ fn names(expr: &Expr) -> Vec<Vec<Ident>> {
     names.found
 }
 
+/// The names before a dot, also in queries within.
+fn qualifiers(expr: &Expr) -> Vec<Ident> {
+    struct Qualifiers(Vec<Ident>);
+    impl Visitor for Qualifiers {
+        type Break = ();
+
+        fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+            if let Expr::CompoundIdentifier(names) = expr {
+                self.0.extend(names.first().cloned());
+            }
+            ControlFlow::Continue(())
+        }
+    }
+    let mut qualifiers = Qualifiers(Vec::new());
+    let _ = expr.visit(&mut qualifiers); // it never breaks off
+    qualifiers.0
+}
+
+/// The name by which a relation is known.
+fn name_of(relation: &TableFactor) -> Option<Ident> {
+    match relation {
+        TableFactor::Table { alias: Some(alias), .. } | TableFactor::Derived { alias: Some(alias), .. } => Some(alias.name.clone()),
+        TableFactor::Table { name, .. } => match name.0.last() {
+            Some(ObjectNamePart::Identifier(name)) => Some(name.clone()),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
 fn same(a: &Ident, b: &Ident) -> bool {
     let folded = |name: &Ident| if name.quote_style.is_some() { name.value.clone() } else { name.value.to_lowercase() };
     folded(a) == folded(b)
@@ -206,24 +236,37 @@ fn same(a: &Ident, b: &Ident) -> bool {
 /// it is the only relation, otherwise those whose columns are written with its alias.
 fn move_conditions(select: &mut Select, alone: bool) -> Result<()> {
     let Some(selection) = select.selection.take() else { return Ok(()) };
-    let mut calls: Vec<(Ident, Vec<Expr>)> = Vec::new();
+    let mut calls: Vec<(Ident, Vec<Expr>, bool)> = Vec::new();
+    let mut others: Vec<Ident> = Vec::new();
     for item in &select.from {
+        // Beside an outer join a condition says more than which rows there are.
+        let inner = item
+            .joins
+            .iter()
+            .all(|join| matches!(join.join_operator, JoinOperator::CrossJoin(_) | JoinOperator::Inner(_) | JoinOperator::Join(_)));
         for relation in std::iter::once(&item.relation).chain(item.joins.iter().map(|join| &join.relation)) {
-            calls.extend(search(relation).map(|alias| (alias, Vec::new())));
+            others.extend(name_of(relation));
+            calls.extend(search(relation).map(|alias| (alias, Vec::new(), inner)));
         }
     }
     let mut stay = Vec::new();
     for condition in conjuncts(selection) {
-        let of = |call: &(Ident, Vec<Expr>)| {
+        let of = |call: &(Ident, Vec<Expr>, bool)| {
             let names = names(&condition);
+            // A query within may name what stands outside.
+            let foreign = qualifiers(&condition).iter().any(|name| {
+                !same(name, &call.0)
+                    && (alone && names.iter().any(|parts| parts.len() > 1 && same(&parts[0], name))
+                        || others.iter().any(|other| same(other, name)))
+            });
             let distance = names
                 .iter()
                 .any(|name| name.last().is_some_and(|last| [super::DISTANCE, "_score"].contains(&last.value.to_lowercase().as_str())));
             let own = !names.is_empty() && names.iter().all(|name| name.len() > 1 && same(&name[0], &call.0));
-            !distance && (alone || own)
+            call.2 && !distance && !foreign && (alone || own)
         };
         match calls.iter_mut().find(|call| of(call)) {
-            Some((_, conditions)) => conditions.push(condition),
+            Some((_, conditions, _)) => conditions.push(condition),
             None => stay.push(condition),
         }
     }
@@ -231,7 +274,7 @@ fn move_conditions(select: &mut Select, alone: bool) -> Result<()> {
     let relations = select.from.iter_mut().flat_map(|item| {
         std::iter::once(&mut item.relation).chain(item.joins.iter_mut().map(|join| &mut join.relation)).filter(|r| search(r).is_some())
     });
-    for (relation, (alias, conditions)) in relations.zip(calls) {
+    for (relation, (alias, conditions, _)) in relations.zip(calls) {
         if conditions.is_empty() {
             continue;
         }
@@ -271,20 +314,12 @@ fn all_of(conditions: &[Expr]) -> String {
 
 /// Moves conditions whose columns are written with a relation's name into it.
 fn cut_left(relation: &mut TableFactor, selection: &mut Option<Expr>) -> Result<()> {
-    let name = match relation {
-        TableFactor::Table { alias: Some(alias), .. } | TableFactor::Derived { lateral: false, alias: Some(alias), .. } => {
-            alias.name.clone()
-        }
-        TableFactor::Table { name, alias: None, args: None, .. } => match name.0.last() {
-            Some(ObjectNamePart::Identifier(name)) => name.clone(),
-            _ => return Ok(()),
-        },
-        _ => return Ok(()),
-    };
+    let Some(name) = name_of(relation) else { return Ok(()) };
     let Some(conditions) = selection.take().map(conjuncts) else { return Ok(()) };
     let own = |condition: &Expr| {
         let names = names(condition);
-        !names.is_empty() && names.iter().all(|parts| parts.len() > 1 && same(&parts[0], &name))
+        let alone = qualifiers(condition).iter().all(|other| same(other, &name));
+        !names.is_empty() && alone && names.iter().all(|parts| parts.len() > 1 && same(&parts[0], &name))
     };
     let (mine, others): (Vec<Expr>, Vec<Expr>) = conditions.into_iter().partition(own);
     *selection = others.into_iter().reduce(|a, b| Expr::BinaryOp { left: Box::new(a), op: BinaryOperator::And, right: Box::new(b) });
