@@ -230,7 +230,9 @@ fn graphs(t: &Sandbox) {
     );
     let exact = rows(t, &sql);
     t.ok(&["vectors", "pool", "graph", "many"]);
-    assert_eq!(rows(t, &sql), exact);
+    // Which neighbours a graph has depends on the order in which cores insert them: one of five may be missed.
+    let found = rows(t, &sql);
+    assert!(found.lines().filter(|id| exact.lines().any(|other| other == *id)).count() >= 5, "{found}{exact}");
     assert!(rows(t, &format!("EXPLAIN {sql}")).contains("through the graph of many"), "{}", rows(t, &format!("EXPLAIN {sql}")));
     // A graph that is broken, or of other vectors, is not used.
     std::fs::write(t.path("pool/sets/many.graph/graph.hnsw.data"), b"x").unwrap();
