@@ -5,7 +5,6 @@ use std::sync::{Arc, RwLock};
 
 use std::time::Instant;
 
-use arrow::array::Array;
 use arrow::datatypes::DataType;
 use datafusion::common::{DataFusionError, ParamValues};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
@@ -28,7 +27,7 @@ use crate::nearest::{NearestPlanner, OrderByDistance, Planner, SearchOptions};
 use crate::own_buffers::OwnBuffers;
 use crate::resources::Resources;
 use crate::rows::{Rows, watch};
-use crate::statements::{self, Statement, add_column, copy_subset};
+use crate::statements::{self, Statement, add_column, copy_subset, create_vectors};
 use crate::tables::{TableFunctions, TablePlanner};
 use crate::uid_text::UidText;
 use crate::uses::Uses;
@@ -284,7 +283,7 @@ impl Session {
         let schema = rows.schema();
         let batches: Vec<arrow::array::RecordBatch> = rows.try_collect().await.map_err(|e| self.error(e))?;
         let batch = arrow::compute::concat_batches(&schema, &batches).map_err(|e| self.error(e.into()))?;
-        let (dim, values) = vectors_of(&batch)?;
+        let (dim, values) = create_vectors::vectors_of(&batch)?;
         let n = values.len() / dim;
         self.pool.add_vectors(name, dim, values).await?;
         self.refresh().await?;
@@ -507,31 +506,6 @@ impl<'a> Made<'a> {
         let parameters = filter.params().iter().map(|(name, value)| (name.clone(), json(value))).collect();
         Made { filter: filter.name(), sql: filter.sql(), parameters, start: Instant::now() }
     }
-}
-
-/// The vectors of a query's rows, in the order of its column `id` where it has one: which are then 0, 1, 2, ...
-fn vectors_of(batch: &arrow::array::RecordBatch) -> Result<(usize, Vec<f32>)> {
-    let wrong = |message: String| Error::Query { message, hint: Some("CREATE VECTORS name AS SELECT l14_img FROM pool WHERE ...".into()) };
-    let names: Vec<String> = batch.schema().fields().iter().map(|field| field.name().clone()).collect();
-    let others: Vec<&String> = names.iter().filter(|name| *name != "id").collect();
-    let [column] = others[..] else {
-        return Err(wrong(format!("a vector set takes one column of vectors, and a column id or none, got {}", names.join(", "))));
-    };
-    let order = match batch.column_by_name("id") {
-        Some(ids) => arrow::compute::sort_to_indices(ids, None, None).map_err(|e| wrong(e.to_string()))?,
-        None => arrow::array::UInt32Array::from_iter_values(0..batch.num_rows() as u32),
-    };
-    let column = arrow::compute::take(&batch[column.as_str()], &order, None).map_err(|e| wrong(e.to_string()))?;
-    if column.is_empty() {
-        return Err(wrong("the query gives no vectors".into()));
-    }
-    if column.null_count() > 0 {
-        return Err(wrong("a vector of the query is NULL".into()));
-    }
-    let list = index::as_fixed(&column)?;
-    let dim = list.value_length() as usize;
-    let (values, _) = index::check_queries(&list, dim, index::Distance::Dot)?;
-    Ok((dim, values))
 }
 
 fn json(value: &ScalarValue) -> serde_json::Value {

@@ -4,7 +4,6 @@
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -12,16 +11,7 @@ use storage::{OnProgress, Pool, Progress, Table, VectorColumn};
 
 use crate::indexes::joined;
 use crate::kmeans::kmeans;
-use crate::{Clusters, Error, KMeans, Result};
-
-/// Sets the flag when it is dropped: the work of other threads ends with the future that waits for it.
-struct Stop(Arc<AtomicBool>);
-
-impl Drop for Stop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
+use crate::{Clusters, Error, KMeans, Result, Stop};
 
 /// Finds centroids of a column and stores them as the set `name`; goes on where a run of the same column, options and
 /// version of the pool was stopped.
@@ -44,8 +34,8 @@ pub fn find_centroids<'a>(
         let file = pool.sets_folder().map(|folder| folder.join(format!("{name}.kmeans")));
         let from = file.as_deref().and_then(|file| load(file, &of));
         let (told, mut hears) = tokio::sync::mpsc::unbounded_channel();
-        let stop = Stop(Arc::default());
-        let stopped = stop.0.clone();
+        let stop = Stop::default();
+        let stopped = stop.clone();
         let save_to = file.clone();
         let work = tokio::task::spawn_blocking(move || {
             let mut each = |clusters: &Clusters| {
@@ -55,7 +45,7 @@ pub fn find_centroids<'a>(
                     None => Ok(()),
                 }
             };
-            kmeans(&column, &column.live(), options, from, &mut each, &stopped)
+            kmeans(&column, column.live(), options, from, &mut each, &stopped)
         });
         let report = |done: usize| {
             let what = format!("k-means {name}");

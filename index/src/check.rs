@@ -78,10 +78,10 @@ pub fn check_index<'a>(
             let (k, n, seed) = (check.k + usize::from(own), check.queries, check.seed);
             let (target, distance) = (column.clone(), searcher.distance());
             let truth = tokio::task::spawn_blocking(move || {
-                let rows = draw(&source, &source.live(), n, seed)?;
+                let rows = draw(&source, source.live(), n, seed)?;
                 let queries = read(&source, &rows, false)?;
                 let wanted = Wanted { queries: &queries, distance, k, within: f32::INFINITY };
-                let found = exact(&target, wanted, &target.live(), &AtomicBool::new(false))?;
+                let found = exact(&target, wanted, target.live(), &AtomicBool::new(false))?;
                 Ok::<_, Error>((source.name().to_string(), rows, queries, found))
             });
             let (from, rows, queries, truth) = truth.await.map_err(joined)??;

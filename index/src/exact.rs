@@ -27,7 +27,7 @@ const FEW: usize = 4;
 const TILE_ROWS: usize = 256;
 const TILE_QUERIES: usize = 1024;
 /// Products are summed in another order than single distances are: so many more are looked at again.
-const SPARE: usize = 16;
+pub(crate) const SPARE: usize = 16;
 
 /// For each query the nearest rows of a column, nearest first, of equals the first row; `live` are the rows that count.
 /// Rows without a vector do not. Memory: the answers of all queries, once a core.

@@ -2,6 +2,7 @@
 //! Parses no SQL.
 
 mod assign;
+mod build;
 mod centroids;
 mod check;
 mod clip_loss;
@@ -17,6 +18,7 @@ mod metric;
 mod near;
 mod search;
 mod set;
+mod stop;
 mod top;
 
 pub use centroids::find_centroids;
@@ -33,4 +35,5 @@ pub use metric::{Distance, Metric, as_fixed, check_queries, measure};
 pub use near::{NearDuplicate, near_duplicates};
 pub use search::Searcher;
 pub use set::VectorSet;
+pub use stop::Stop;
 pub use top::Neighbour;

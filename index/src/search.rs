@@ -25,7 +25,7 @@ use rayon::prelude::*;
 use storage::{Rows, VectorColumn};
 use tokio::sync::OnceCell;
 
-use crate::exact::{Wanted, exact_of, rerank};
+use crate::exact::{SPARE, Wanted, exact_of, rerank};
 use crate::indexes::{IndexInfo, joined};
 use crate::kernel::{dots_of_stored, products};
 use crate::top::{Neighbour, Top};
@@ -118,8 +118,6 @@ async fn rows_of_partitions(column: &VectorColumn, metadata: &IndexMetadata, ind
 
 /// So many queries are worked on together; fewer one by one.
 const MANY: usize = 32;
-/// Products are summed in another order than single distances are: so many more are looked at again.
-const SPARE: usize = 16;
 
 /// Queries that are searched at the same time.
 fn at_once() -> usize {
@@ -341,8 +339,7 @@ impl Searcher {
     ) -> Result<Vec<Vec<Neighbour>>> {
         let wanted = Wanted { queries, distance: self.distance, k, within };
         let mut found = rerank(&self.column, wanted, candidates)?;
-        let live = self.column.live();
-        let rows = allowed.unwrap_or(&live);
+        let rows = allowed.unwrap_or(self.column.live());
         if self.is_lagging() {
             let rest = exact_of(&self.column, wanted, rows, &|id| !self.covered.contains(&id), stop)?;
             for (found, rest) in found.iter_mut().zip(rest) {

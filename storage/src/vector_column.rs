@@ -31,6 +31,8 @@ pub struct VectorColumn {
     dim: usize,
     half: bool,
     fragments: Vec<Fragment>,
+    /// The rows that are not deleted.
+    live: Rows,
     /// The place of a fragment in `fragments`, by its id.
     places: HashMap<u32, usize>,
     runtime: Option<Handle>,
@@ -40,7 +42,6 @@ struct Fragment {
     id: u32,
     /// Deleted ones with them.
     rows: usize,
-    deleted: Option<Bits>,
     vectors: Vectors,
 }
 
@@ -121,24 +122,33 @@ impl VectorColumn {
             let store = dataset.object_store(None).await.map_err(wrap())?;
             let scheduler =
                 store.has_direct_local_paths().then(|| ScanScheduler::new(store.clone(), SchedulerConfig::max_bandwidth(&store)));
-            let mut fragments = Vec::new();
+            let (mut fragments, mut partly) = (Vec::new(), HashMap::new());
             for fragment in dataset.get_fragments() {
                 let rows = fragment.physical_rows().await.map_err(wrap())?;
                 let dead = fragment.get_deletion_vector().await.map_err(wrap())?;
-                let deleted = dead.map(|dead| {
+                if let Some(dead) = dead {
                     let mut live = Bits::all(rows);
                     dead.iter().for_each(|row| live.set(row as usize, false));
-                    live
-                });
+                    partly.insert(fragment.id() as u32, live);
+                }
                 let vectors = match &scheduler {
                     Some(scheduler) => mapped(&dataset, &fragment, id, dim, half, scheduler).await?.unwrap_or(Vectors::Lance),
                     None => Vectors::Lance,
                 };
-                fragments.push(Fragment { id: fragment.id() as u32, rows, deleted, vectors });
+                fragments.push(Fragment { id: fragment.id() as u32, rows, vectors });
             }
             let places = fragments.iter().enumerate().map(|(i, fragment)| (fragment.id, i)).collect();
             let name = name.to_string();
-            Ok(VectorColumn { dataset: Some(dataset), name, dim, half, fragments, places, runtime: Some(Handle::current()) })
+            Ok(VectorColumn {
+                dataset: Some(dataset),
+                name,
+                dim,
+                half,
+                fragments,
+                live: Rows::but(partly),
+                places,
+                runtime: Some(Handle::current()),
+            })
         }
         .boxed()
     }
@@ -151,8 +161,17 @@ impl VectorColumn {
             other => return Err(Error::NotVectors { column: name.to_string(), got: other.to_string() }),
         };
         let (dim, rows) = (array.value_length() as usize, array.len());
-        let fragments = vec![Fragment { id: 0, rows, deleted: None, vectors: Vectors::Memory(array) }];
-        Ok(VectorColumn { dataset: None, name: name.to_string(), dim, half, fragments, places: [(0, 0)].into(), runtime: None })
+        let fragments = vec![Fragment { id: 0, rows, vectors: Vectors::Memory(array) }];
+        Ok(VectorColumn {
+            dataset: None,
+            name: name.to_string(),
+            dim,
+            half,
+            fragments,
+            live: Rows::all(),
+            places: [(0, 0)].into(),
+            runtime: None,
+        })
     }
 
     pub fn name(&self) -> &str {
@@ -179,14 +198,13 @@ impl VectorColumn {
     }
 
     /// The rows that are not deleted.
-    pub fn live(&self) -> Rows {
-        let some = self.fragments.iter().filter_map(|fragment| Some((fragment.id, fragment.deleted.clone()?)));
-        Rows::but(some.collect())
+    pub fn live(&self) -> &Rows {
+        &self.live
     }
 
     /// Rows that are not deleted.
     pub fn len(&self) -> u64 {
-        self.fragments.iter().map(|fragment| fragment.deleted.as_ref().map_or(fragment.rows as u64, Bits::count)).sum()
+        self.fragments.iter().map(|fragment| self.live.of(fragment.id).map_or(fragment.rows as u64, Bits::count)).sum()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -288,7 +306,7 @@ impl VectorColumn {
                 let fragment = self.places.get(&id).map(|&place| &self.fragments[place]);
                 last = match fragment.map(|fragment| (fragment, &fragment.vectors)) {
                     Some((fragment, Vectors::Lance)) => {
-                        match at < fragment.rows && fragment.deleted.as_ref().is_none_or(|live| live.has(at)) {
+                        match at < fragment.rows && self.live.has(row) {
                             true => unmapped.push(i),
                             false => each(i, None),
                         }

@@ -3,31 +3,29 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use arrow::array::{Array, ArrayRef, AsArray, Float32Array, RecordBatch, RecordBatchOptions, UInt32Array, UInt64Array};
+use arrow::array::{Array, ArrayRef, AsArray, Float32Array, RecordBatch, UInt32Array, UInt64Array};
 use arrow::compute::{concat_batches, take};
 use arrow::datatypes::{DataType, Int32Type, SchemaRef, UInt64Type};
 use async_trait::async_trait;
-use datafusion::common::{DFSchema, DataFusionError, Result, exec_err, plan_err};
+use datafusion::common::{DataFusionError, Result, exec_err, plan_err};
 use datafusion::execution::context::{QueryPlanner, SessionState};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
-use datafusion::logical_expr::execution_props::ExecutionProps;
-use datafusion::logical_expr::{Expr, LogicalPlan, UserDefinedLogicalNode};
-use datafusion::physical_expr::{Distribution, EquivalenceProperties, create_physical_expr};
+use datafusion::logical_expr::{LogicalPlan, UserDefinedLogicalNode};
+use datafusion::physical_expr::{Distribution, EquivalenceProperties};
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use datafusion::physical_plan::{ColumnarValue, DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties};
+use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
-use datafusion::scalar::ScalarValue;
 use futures::{StreamExt, TryStreamExt};
-use index::{Distance, Effort, Graph, IndexInfo, Neighbour, Searcher, Wanted};
+use index::{Distance, Effort, Graph, IndexInfo, Neighbour, Searcher, Stop, Wanted};
 use lance::Dataset;
 use lance::dataset::ProjectionRequest;
 use storage::{Rows, VectorColumn};
 
 use super::chain::{Chain, addresses, set_of};
-use super::{Nearest, QUERY, SearchOptions};
+use super::settings::Settings;
+use super::{Nearest, QUERY};
 use crate::scan::LanceTable;
 use crate::tables::{Call, TablePlanner};
 
@@ -68,14 +66,14 @@ impl ExtensionPlanner for Planner {
             let columns = chain.columns.clone().into_iter().collect::<Option<Vec<String>>>()?;
             Some((chain, column, columns))
         });
-        let source = match named {
+        let (source, rows) = match named {
             Some((chain, column, columns)) => {
                 let candidates = match chain.filtered {
                     true => Some(planner.create_physical_plan(&state.optimize(&addresses(logical[1])?)?, state).await?),
                     false => None,
                 };
                 let index = settings.choose(&chain.table, &column).await?;
-                Source::Table { table: chain.table, column, columns, candidates, index }
+                (Source::Table { table: chain.table, column, columns, index }, candidates)
             }
             None => {
                 let Some(at) = logical[1].schema().maybe_index_of_column(&node.column) else {
@@ -86,7 +84,7 @@ impl ExtensionPlanner for Planner {
                     Some((name, ids)) => self.0.sets.graph(&name).await.map_err(external)?.map(|graph| OfSet { name, ids, graph }),
                     None => None,
                 };
-                Source::Rows { input: physical[1].clone(), at, graph }
+                (Source::Rows { at, graph }, Some(physical[1].clone()))
             }
         };
         let schema: SchemaRef = Arc::new(node.schema().as_arrow().clone());
@@ -99,6 +97,7 @@ impl ExtensionPlanner for Planner {
         let of_queries = node.of_queries();
         let exec = NearestExec {
             queries: physical[0].clone(),
+            rows,
             source,
             settings,
             single: node.single,
@@ -110,127 +109,21 @@ impl ExtensionPlanner for Planner {
     }
 }
 
-/// How a search goes.
-#[derive(Debug, Clone)]
-struct Settings {
-    k: Option<usize>,
-    within: Option<f32>,
-    distance: Distance,
-    exact: bool,
-    nprobes: usize,
-    refine: usize,
-    index: Option<String>,
-}
-
-/// The value of a constant.
-pub(crate) fn value_of(name: &str, expr: &Expr, state: &SessionState) -> Result<ScalarValue> {
-    let empty = DFSchema::empty();
-    let props: &ExecutionProps = state.execution_props();
-    let batch =
-        RecordBatch::try_new_with_options(Arc::new(empty.as_arrow().clone()), vec![], &RecordBatchOptions::new().with_row_count(Some(1)))?;
-    match create_physical_expr(expr, &empty, props)?.evaluate(&batch)? {
-        ColumnarValue::Scalar(value) => Ok(value),
-        ColumnarValue::Array(array) if array.len() == 1 => ScalarValue::try_from_array(&array, 0),
-        ColumnarValue::Array(_) => plan_err!("'{name}' must be a constant"),
-    }
-}
-
-/// A whole number of at least 0.
-pub(crate) fn whole(value: &ScalarValue) -> Option<usize> {
-    match value.cast_to(&DataType::Int64) {
-        Ok(ScalarValue::Int64(Some(n))) if value.data_type().is_integer() => usize::try_from(n).ok(),
-        _ => None,
-    }
-}
-
-impl Settings {
-    fn of(node: &Nearest, state: &SessionState) -> Result<Settings> {
-        let set = state.config_options().extensions.get::<SearchOptions>().cloned().unwrap_or_default();
-        let mut settings = Settings {
-            k: None,
-            within: None,
-            distance: Distance::Cosine,
-            exact: set.exact,
-            nprobes: set.nprobes,
-            refine: set.refine,
-            index: None,
-        };
-        for (name, expr) in &node.options {
-            let value = value_of(name, expr, state)?;
-            let count = || match whole(&value) {
-                Some(n) => Ok(n),
-                None => plan_err!("'{name}' of nearest must be a whole number of at least 0, got {value}"),
-            };
-            match name.as_str() {
-                "k" => settings.k = Some(count()?),
-                "nprobes" => settings.nprobes = count()?,
-                "refine" => settings.refine = count()?,
-                "within" => match value.cast_to(&DataType::Float32) {
-                    Ok(ScalarValue::Float32(Some(x))) if !x.is_nan() => settings.within = Some(x),
-                    _ => return plan_err!("'within' of nearest must be a number, got {value}"),
-                },
-                "exact" => match value {
-                    ScalarValue::Boolean(Some(exact)) => settings.exact = exact,
-                    _ => return plan_err!("'exact' of nearest must be true or false, got {value}"),
-                },
-                "metric" => {
-                    let text = value.try_as_str().flatten().unwrap_or_default().to_string();
-                    let Some(distance) = Distance::parse(&text) else {
-                        return plan_err!("'metric' of nearest must be cosine, dot or l2, got {value}");
-                    };
-                    settings.distance = distance;
-                }
-                _ => settings.index = value.try_as_str().flatten().map(str::to_string),
-            }
-        }
-        Ok(settings)
-    }
-
-    /// The index to go through: the one named, or the first over the column that goes by the same distance.
-    async fn choose(&self, table: &LanceTable, column: &str) -> Result<Option<IndexInfo>> {
-        if self.exact || self.k.is_none() {
-            return Ok(None);
-        }
-        let indexes = index::indexes_of(table.dataset()).await.map_err(external)?;
-        if let Some(name) = &self.index {
-            let found = indexes.iter().find(|index| index.name == *name);
-            let Some(found) = found else {
-                let known = indexes.iter().map(|index| index.name.as_str()).collect::<Vec<_>>().join(", ");
-                return Err(external(index::Error::IndexMissing { name: name.clone(), known }));
-            };
-            if found.column != column || found.distance != Some(self.distance) {
-                let goes_by = found.distance.map_or("no distance", Distance::name);
-                let (of, distance) = (&found.column, self.distance.name());
-                return plan_err!("index '{name}' is over {of} and goes by {goes_by}, the search over {column} and by {distance}");
-            }
-            return Ok(Some(found.clone()));
-        }
-        Ok(indexes.into_iter().find(|index| index.column == column && index.distance == Some(self.distance) && index.rows > 0))
-    }
-
-    fn effort(&self, index: &IndexInfo) -> Effort {
-        let or = |given: usize, default: usize| if given > 0 { given } else { default };
-        Effort { nprobes: or(self.nprobes, index.defaults.nprobes), refine: or(self.refine, index.defaults.refine) }
-    }
-}
-
 pub(crate) fn external(e: impl Into<crate::Error>) -> DataFusionError {
     DataFusionError::External(Box::new(e.into()))
 }
 
 /// What is searched.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Source {
     Table {
         table: LanceTable,
         column: String,
         columns: Vec<String>,
-        candidates: Option<Arc<dyn ExecutionPlan>>,
         index: Option<IndexInfo>,
     },
-    /// Rows of any plan, held in memory.
+    /// Rows of any plan, held in memory; the vectors are in column `at`.
     Rows {
-        input: Arc<dyn ExecutionPlan>,
         at: usize,
         graph: Option<OfSet>,
     },
@@ -247,6 +140,8 @@ struct OfSet {
 #[derive(Debug)]
 struct NearestExec {
     queries: Arc<dyn ExecutionPlan>,
+    /// The addresses of the rows that count, where some do not; or the rows that are held in memory.
+    rows: Option<Arc<dyn ExecutionPlan>>,
     source: Source,
     settings: Settings,
     single: bool,
@@ -280,8 +175,8 @@ impl DisplayAs for NearestExec {
             Source::Rows { graph: Some(graph), .. } => write!(f, ", through the graph of {}", graph.name)?,
             _ => write!(f, ", exact")?,
         }
-        match &self.source {
-            Source::Table { candidates: Some(_), .. } => write!(f, ", filtered before"),
+        match (&self.source, &self.rows) {
+            (Source::Table { .. }, Some(_)) => write!(f, ", filtered before"),
             _ => Ok(()),
         }
     }
@@ -297,11 +192,7 @@ impl ExecutionPlan for NearestExec {
     }
 
     fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        let rows = match &self.source {
-            Source::Table { candidates, .. } => candidates.as_ref(),
-            Source::Rows { input, .. } => Some(input),
-        };
-        [Some(&self.queries), rows].into_iter().flatten().collect()
+        [Some(&self.queries), self.rows.as_ref()].into_iter().flatten().collect()
     }
 
     fn required_input_distribution(&self) -> Vec<Distribution> {
@@ -311,42 +202,23 @@ impl ExecutionPlan for NearestExec {
     fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
         let mut children = children.into_iter();
         let Some(queries) = children.next() else { return plan_err!("nearest has a left side") };
-        let source = match &self.source {
-            Source::Table { table, column, columns, index, .. } => Source::Table {
-                table: table.clone(),
-                column: column.clone(),
-                columns: columns.clone(),
-                candidates: children.next(),
-                index: index.clone(),
-            },
-            Source::Rows { input, at, graph } => {
-                Source::Rows { input: children.next().unwrap_or_else(|| input.clone()), at: *at, graph: graph.clone() }
-            }
-        };
+        let (source, rows) = (self.source.clone(), children.next());
         let (settings, properties) = (self.settings.clone(), self.properties.clone());
         let NearestExec { single, with_nulls, of_queries, .. } = *self;
-        Ok(Arc::new(NearestExec { queries, source, settings, single, with_nulls, of_queries, properties }))
+        Ok(Arc::new(NearestExec { queries, rows, source, settings, single, with_nulls, of_queries, properties }))
     }
 
     fn execute(&self, _: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let queries = self.queries.execute(0, context.clone())?;
-        let rows = match &self.source {
-            Source::Table { candidates, .. } => candidates.as_ref().map(|plan| plan.execute(0, context.clone())).transpose()?,
-            Source::Rows { input, .. } => Some(input.execute(0, context.clone())?),
-        };
+        let rows = self.rows.as_ref().map(|rows| rows.execute(0, context.clone())).transpose()?;
         let work = Work {
-            from: match &self.source {
-                Source::Table { table, column, columns, index, .. } => {
-                    From::Table { table: table.clone(), column: column.clone(), columns: columns.clone(), index: index.clone() }
-                }
-                Source::Rows { at, graph, .. } => From::Rows(*at, graph.clone()),
-            },
+            source: self.source.clone(),
             settings: self.settings.clone(),
             single: self.single,
             with_nulls: self.with_nulls,
             of_queries: self.of_queries,
             schema: self.schema(),
-            stop: Stop(Arc::default()),
+            stop: Stop::default(),
         };
         let run = Run { queries: Some(queries), rows, target: None, work: Arc::new(work) };
         let batches = futures::stream::try_unfold(run, |mut run| async move {
@@ -358,26 +230,12 @@ impl ExecutionPlan for NearestExec {
     }
 }
 
-/// Ends the work of other threads when the query is dropped.
-struct Stop(Arc<AtomicBool>);
-
-impl Drop for Stop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// Queries that share a pass.
 const QUERIES: usize = 1 << 14;
 /// Pairs of a query and a row that are made at once, about.
 const PAIRS: usize = 1 << 17;
 /// Rows of a batch that comes out.
 const BATCH_ROWS: usize = 4096;
-
-enum From {
-    Table { table: LanceTable, column: String, columns: Vec<String>, index: Option<IndexInfo> },
-    Rows(usize, Option<OfSet>),
-}
 
 /// What is searched, once it is open.
 struct Target {
@@ -398,7 +256,7 @@ struct Run {
 
 /// What does not change from one pass to the next.
 struct Work {
-    from: From,
+    source: Source,
     settings: Settings,
     single: bool,
     with_nulls: bool,
@@ -418,8 +276,8 @@ impl Run {
             return Ok(target.clone());
         }
         let work = self.work.clone();
-        let target = match &work.from {
-            From::Table { table, column, index, .. } => {
+        let target = match &work.source {
+            Source::Table { table, column, index, .. } => {
                 let allowed = match self.rows.take() {
                     Some(batches) => Some(Arc::new(allowed(batches).await?)),
                     None => None,
@@ -431,7 +289,7 @@ impl Run {
                 };
                 Target { column: table.vectors(column).await.map_err(external)?, searcher, allowed, held: None }
             }
-            From::Rows(at, _) => {
+            Source::Rows { at, .. } => {
                 let Some(batches) = self.rows.take() else { return exec_err!("nearest has rows to look among") };
                 let schema = batches.schema();
                 let batches: Vec<RecordBatch> = batches.try_collect().await?;
@@ -495,7 +353,7 @@ impl Work {
     async fn search(&self, target: &Arc<Target>, queries: Vec<f32>) -> Result<Vec<Vec<Neighbour>>> {
         let within = self.settings.within.unwrap_or(f32::INFINITY);
         let k = self.settings.k.unwrap_or(usize::MAX);
-        let stop = self.stop.0.clone();
+        let stop = self.stop.clone();
         if let Some(searcher) = &target.searcher {
             let mut effort = self.settings.effort(searcher.info());
             if let Some(allowed) = &target.allowed {
@@ -508,14 +366,14 @@ impl Work {
             self.fill(target, k, &mut found)?;
             return Ok(found);
         }
-        if let (From::Rows(_, Some(graph)), Some(held)) = (&self.from, &target.held) {
+        if let (Source::Rows { graph: Some(graph), .. }, Some(held)) = (&self.source, &target.held) {
             return self.through_graph(graph, target, held, &queries, k, within);
         }
         let (target, distance) = (target.clone(), self.settings.distance);
         let work = tokio::task::spawn_blocking(move || {
             let wanted = Wanted { queries: &queries, distance, k, within };
-            let live = target.column.live();
-            let found = index::exact(&target.column, wanted, target.allowed.as_deref().unwrap_or(&live), &stop);
+            let live = target.allowed.as_deref().unwrap_or(target.column.live());
+            let found = index::exact(&target.column, wanted, live, &stop);
             (target, found)
         });
         let (target, found) = work.await.map_err(|e| DataFusionError::ExecutionJoin(Box::new(e)))?;
@@ -546,7 +404,7 @@ impl Work {
         let found = index::rerank(&target.column, wanted, candidates).map_err(external)?;
         // A graph may not reach all that there is.
         match within == f32::INFINITY && found.iter().any(|found| found.len() < k.min(rows.len())) {
-            true => index::exact(&target.column, wanted, &Rows::all(), &self.stop.0).map_err(external),
+            true => index::exact(&target.column, wanted, &Rows::all(), &self.stop).map_err(external),
             false => Ok(found),
         }
     }
@@ -554,10 +412,9 @@ impl Work {
     /// Rows without a vector, where an ORDER BY has to give as many rows as there are.
     fn fill(&self, target: &Arc<Target>, k: usize, found: &mut [Vec<Neighbour>]) -> Result<()> {
         let Some(found) = found.first_mut().filter(|found| self.with_nulls && found.len() < k) else { return Ok(()) };
-        let live = target.column.live();
-        let rows = target.allowed.as_deref().unwrap_or(&live);
-        let column = target.column.clone();
-        let more = tokio::task::block_in_place(|| index::without_vector(&column, rows, k - found.len())).map_err(external)?;
+        let column = &target.column;
+        let rows = target.allowed.as_deref().unwrap_or(column.live());
+        let more = tokio::task::block_in_place(|| index::without_vector(column, rows, k - found.len())).map_err(external)?;
         found.extend(more.into_iter().map(|row| Neighbour { distance: f32::NAN, row }));
         Ok(())
     }
@@ -572,17 +429,17 @@ impl Work {
             }
         }
         let addresses: Vec<u64> = pairs.iter().map(|(_, neighbour)| neighbour.row).collect();
-        match (&self.from, &target.held) {
+        match (&self.source, &target.held) {
             (_, Some(held)) => {
                 let places = UInt64Array::from(addresses);
                 for column in held.columns() {
                     columns.push(take(column, &places, None)?);
                 }
             }
-            (From::Table { table, columns: names, .. }, None) => {
+            (Source::Table { table, columns: names, .. }, None) => {
                 columns.extend(rows_at(table.dataset(), names, &addresses).await?);
             }
-            (From::Rows(..), None) => {}
+            (Source::Rows { .. }, None) => {}
         }
         let distances = pairs.iter().map(|(_, neighbour)| (!neighbour.distance.is_nan()).then_some(neighbour.distance));
         columns.push(Arc::new(distances.collect::<Float32Array>()));

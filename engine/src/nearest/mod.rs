@@ -5,6 +5,7 @@ pub(crate) mod chain;
 pub(crate) mod exec;
 mod order_by;
 mod planner;
+pub(crate) mod settings;
 mod syntax;
 
 use std::fmt;

@@ -2,6 +2,7 @@
 
 pub(crate) mod add_column;
 pub(crate) mod copy_subset;
+pub(crate) mod create_vectors;
 mod parse;
 
 use std::path::PathBuf;

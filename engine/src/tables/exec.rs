@@ -1,7 +1,6 @@
 //! Runs the calls of table functions.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 
 use arrow::array::{Array, ArrayRef, AsArray, FixedSizeBinaryArray, Float32Array, Int32Array, RecordBatch};
@@ -18,7 +17,7 @@ use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Par
 use datafusion::physical_planner::PhysicalPlanner;
 use datafusion::scalar::ScalarValue;
 use futures::TryStreamExt;
-use index::{ClipLoss, Keep, VectorSet};
+use index::{ClipLoss, Keep, Stop, VectorSet};
 use lance::dataset::ProjectionRequest;
 use lance::dataset::scanner::{RowAddrMask, RowAddrTreeMap};
 use lance_index::scalar::FullTextSearchQuery;
@@ -29,7 +28,8 @@ use tokio::sync::mpsc::Sender;
 use super::Call;
 use crate::functions::Sets;
 use crate::nearest::chain::{Chain, addresses};
-use crate::nearest::exec::{allowed, external, rows_at, value_of, whole};
+use crate::nearest::exec::{allowed, external, rows_at};
+use crate::nearest::settings::{value_of, whole};
 use crate::scan::LanceTable;
 
 /// Plans calls: what they need of the session.
@@ -271,7 +271,7 @@ impl ExecutionPlan for CallExec {
         };
         let mut builder = RecordBatchReceiverStreamBuilder::new(self.schema(), 2);
         let out = Out { schema: self.schema(), batches: builder.tx(), source: self.source.clone() };
-        let (work, stop) = (self.work.clone(), Stop(Arc::default()));
+        let (work, stop) = (self.work.clone(), Stop::default());
         builder.spawn(async move {
             let rows = match candidates {
                 Some(candidates) => Some(Arc::new(allowed(candidates).await?)),
@@ -280,15 +280,6 @@ impl ExecutionPlan for CallExec {
             run(work, rows, out, stop).await
         });
         Ok(builder.build())
-    }
-}
-
-/// Ends the work of other threads when the query is dropped.
-struct Stop(Arc<AtomicBool>);
-
-impl Drop for Stop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -335,10 +326,10 @@ async fn run(work: Work, rows: Option<Arc<Rows>>, out: Out, stop: Stop) -> Resul
             let [image, text] = &source.columns[..] else { return exec_err!("neg_clip_loss has two columns") };
             let images = source.table.vectors(image).await.map_err(external)?;
             let texts = source.table.vectors(text).await.map_err(external)?;
-            let stopped = stop.0.clone();
+            let stopped = stop.clone();
             let work = tokio::task::spawn_blocking(move || {
-                let live = rows.map_or_else(|| images.live(), |rows| Rows::clone(&rows));
-                index::neg_clip_loss(&images, &texts, &live, options, &stopped)
+                let live = rows.as_deref().unwrap_or(images.live());
+                index::neg_clip_loss(&images, &texts, live, options, &stopped)
             });
             let (addresses, scores) = work.await.map_err(|e| DataFusionError::ExecutionJoin(Box::new(e)))?.map_err(external)?;
             out.rows(&addresses, &[Arc::new(Float32Array::from(scores))]).await
@@ -366,9 +357,9 @@ async fn semantic(set: Arc<VectorSet>, threshold: f32, keep: String, rows: Optio
     let column = source.table.vectors(column).await.map_err(external)?;
     let (dataset, runtime) = (source.table.dataset().clone(), tokio::runtime::Handle::current());
     let (sends, mut found) = tokio::sync::mpsc::channel(4);
-    let stopped = stop.0.clone();
+    let stopped = stop.clone();
     let work = tokio::task::spawn_blocking(move || {
-        let live = rows.map_or_else(|| column.live(), |rows| Rows::clone(&rows));
+        let live = rows.as_deref().unwrap_or(column.live());
         let scores = |rows: &[u64]| scores_of(&dataset, &keep, rows, &runtime);
         let keep = match keep.as_str() {
             "hard" => Keep::Hard,
@@ -376,7 +367,7 @@ async fn semantic(set: Arc<VectorSet>, threshold: f32, keep: String, rows: Optio
             _ => Keep::Score(&scores),
         };
         let mut each = |duplicates| sends.blocking_send(duplicates).map_err(|_| index::Error::Stopped);
-        index::duplicates(&column, &live, &set, threshold, &keep, &mut each, &stopped)
+        index::duplicates(&column, live, &set, threshold, &keep, &mut each, &stopped)
     });
     while let Some(duplicates) = found.recv().await {
         let duplicates: Vec<index::Duplicate> = duplicates;
