@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use train::loader::Shuffle;
 
 /// An embedded columnar store and query engine for image-text pools: choose data by SQL, train CLIP on the answer,
 /// evaluate it.
@@ -72,6 +73,10 @@ pub(crate) struct Ingest {
     /// Stop at the first thing that cannot go in
     #[arg(long)]
     pub strict: bool,
+    /// The faces in the shards are blurred already (DataComp's downloader does it unless told not to); otherwise
+    /// training blurs them where the metadata has face boxes
+    #[arg(long)]
+    pub blurred: bool,
     /// Memory to hold at most, roughly
     #[arg(long, default_value = "2GB", value_parser = parse_bytes)]
     pub memory: u64,
@@ -406,17 +411,39 @@ pub(crate) struct Train {
     /// The recipe: tiny, debug, small, medium, large or xlarge
     #[arg(long)]
     pub scale: String,
-    /// Folder for the run: checkpoint, metrics, receipt
-    #[arg(short, long, value_name = "RUN")]
-    pub output: PathBuf,
+    /// Folder for the run: checkpoints, metrics, receipt
+    #[arg(short, long, value_name = "RUN", required_unless_present = "doctor")]
+    pub output: Option<PathBuf>,
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Stop after so many steps of the schedule (off recipe)
     #[arg(long)]
     pub max_steps: Option<u64>,
-    /// Samples whose activations are held at once; changes memory, not results
+    /// Samples whose activations are held at once; changes memory, not results. By default what --train-memory has room for
     #[arg(long)]
     pub micro_batch: Option<usize>,
+    /// Memory for parameters, optimizer and activations, roughly
+    #[arg(long, default_value = "4GB", value_parser = parse_bytes)]
+    pub train_memory: u64,
+    /// How samples are drawn: "full", each on its own; or "blocks:N", N that lie side by side, then others, for slow
+    /// disks and object stores. A sample's chance is the same; a batch of 4096 is then of 4096/N places of the pool
+    #[arg(long, default_value = "full", value_parser = parse_shuffle)]
+    pub shuffle: Shuffle,
+    /// Go on with the run that the folder holds, after Ctrl-C or a crash: the same command with this added
+    #[arg(long)]
+    pub resume: bool,
+    /// Write RUN/samples.parquet: how often each sample was seen, and its last loss
+    #[arg(long)]
+    pub track_samples: bool,
+    /// Measure how fast samples are read, decoded and trained on, say which of them binds, and stop
+    #[arg(long)]
+    pub doctor: bool,
+    /// Another model: a name, or a file of open_clip's model_configs (off recipe)
+    #[arg(long, value_name = "NAME|FILE.json")]
+    pub model: Option<String>,
+    /// Scale gradients down to this norm (off recipe)
+    #[arg(long, value_name = "NORM")]
+    pub clip_gradients: Option<f32>,
     /// Another number of samples seen (off recipe)
     #[arg(long)]
     pub samples_seen: Option<u64>,
@@ -486,6 +513,15 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
     match number.parse::<f64>() {
         Ok(n) if n > 0.0 && n * scale as f64 >= 1.0 => Ok((n * scale as f64) as u64),
         _ => Err(format!("expected a size such as 512MB or 2GB, got '{text}'")),
+    }
+}
+
+/// `full` or `blocks:N`.
+fn parse_shuffle(text: &str) -> Result<Shuffle, String> {
+    match text.strip_prefix("blocks:").map(str::parse) {
+        None if text == "full" => Ok(Shuffle::Full),
+        Some(Ok(size)) if size > 0 => Ok(Shuffle::Blocks(size)),
+        _ => Err(format!("expected full or blocks:N, for instance blocks:256, got '{text}'")),
     }
 }
 

@@ -48,3 +48,44 @@ impl Meter {
         self.bar.finish_and_clear();
     }
 }
+
+/// Shows the steps of a training on standard error: a bar and the newest figures on a terminal, some dozen lines
+/// elsewhere.
+pub(crate) struct StepMeter {
+    bar: ProgressBar,
+    steps: u64,
+}
+
+/// Lines of a whole training where there is no terminal.
+const LINES: u64 = 12;
+
+impl StepMeter {
+    pub fn new(steps: u64) -> StepMeter {
+        let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
+        if let Ok(style) = ProgressStyle::with_template("train {bar:30} {pos}/{len} steps, {eta} left\n{msg}") {
+            bar.set_style(style);
+        }
+        StepMeter { bar, steps }
+    }
+
+    /// After `step` of them, counted from 1.
+    pub fn show(&self, step: u64, figures: impl Fn() -> String) {
+        let line = || crate::note!("step {step:>6}/{} | {}", self.steps, figures());
+        let due = step == 1 || step == self.steps || step.is_multiple_of((self.steps / LINES).max(1));
+        if self.bar.is_hidden() {
+            if due {
+                line();
+            }
+            return;
+        }
+        if due {
+            self.bar.suspend(line);
+        }
+        self.bar.set_position(step);
+        self.bar.set_message(figures());
+    }
+
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,14 +1,14 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use arrow::array::AsArray;
+use arrow::array::{Array, AsArray};
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use lance::Dataset;
 use lance::dataset::ProjectionRequest;
 
-use crate::{Error, Pool, Result, Subset, Table, Uid};
+use crate::{Error, Pool, Result, Subset, Table, Uid, images};
 
 /// Samples of a pool by position: where each one's caption and image lie, resolved once.
 /// Reads go straight to Lance, so that no shard is ever rewritten for a subset.
@@ -42,6 +42,8 @@ pub struct Sample {
     pub uid: Uid,
     pub image: Option<Bytes>,
     pub text: Option<String>,
+    /// Boxes to blur (see `images::blur_boxes`): none where the source has done it.
+    pub faces: Vec<[f32; 4]>,
 }
 
 impl Samples {
@@ -114,6 +116,17 @@ impl Samples {
         self.rows.is_empty()
     }
 
+    /// All positions in the order in which their images lie on the disk.
+    pub fn by_place(&self) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..self.rows.len() as u32).collect();
+        order.sort_by_key(|&i| self.rows[i as usize].image_row);
+        order
+    }
+
+    pub fn uid(&self, i: usize) -> Uid {
+        self.rows[i].uid
+    }
+
     /// How often to draw sample `i` relative to the others.
     pub fn weight(&self, i: usize) -> f32 {
         self.rows[i].weight
@@ -126,27 +139,53 @@ impl Samples {
     /// Reads the samples at positions `which`, repeats allowed, in one coalesced request each for images and captions.
     pub fn read<'a>(&'a self, which: &'a [usize]) -> BoxFuture<'a, Result<Vec<Sample>>> {
         async move {
-            let captions = self.captions(which).await?;
-            let images = self.images(which).await?;
-            let samples = which.iter().map(|&i| {
+            let (metadata, images) = futures::try_join!(self.metadata(which), self.images(which))?;
+            let sample = |&i: &usize| {
                 let row = self.rows[i];
-                let text = captions[&row.pool_row].clone();
-                Sample { uid: row.uid, image: images.get(&row.image_row).cloned(), text }
-            });
-            Ok(samples.collect())
+                let (text, faces) = metadata[&row.pool_row].clone();
+                Sample { uid: row.uid, image: images.get(&row.image_row).cloned(), text, faces }
+            };
+            let mut samples: Vec<Sample> = which.iter().map(sample).collect();
+            if samples.iter().any(|sample| !sample.faces.is_empty()) {
+                let blurred = self.blurred(which).await?;
+                for (sample, &i) in samples.iter_mut().zip(which).filter(|(_, i)| blurred.contains(&self.rows[**i].image_row)) {
+                    debug_assert_eq!(sample.uid, self.uid(i));
+                    sample.faces.clear();
+                }
+            }
+            Ok(samples)
         }
         .boxed()
     }
 
-    async fn captions(&self, which: &[usize]) -> Result<HashMap<u64, Option<String>>> {
+    /// Caption and face boxes by row of the pool.
+    async fn metadata(&self, which: &[usize]) -> Result<HashMap<u64, (Option<String>, Vec<[f32; 4]>)>> {
         let rows = sorted(which.iter().map(|&i| self.rows[i].pool_row));
-        if self.pool.schema().field("text").is_none() {
-            return Ok(rows.into_iter().map(|row| (row, None)).collect());
+        let columns = ["text", "face_bboxes"].into_iter().filter(|name| self.pool.schema().field(name).is_some());
+        let columns: Vec<&str> = columns.collect();
+        if columns.is_empty() {
+            return Ok(rows.into_iter().map(|row| (row, Default::default())).collect());
         }
-        let projection = ProjectionRequest::from_columns(["text"], self.pool.schema());
+        let projection = ProjectionRequest::from_columns(columns, self.pool.schema());
         let batch = self.pool.take(&rows, projection).await.map_err(Error::lance(self.pool.uri()))?;
-        let texts = batch.column(0).as_string::<i32>().iter();
-        Ok(rows.into_iter().zip(texts.map(|text| text.map(str::to_string))).collect())
+        let texts = batch.column_by_name("text").map(|column| column.as_string::<i32>());
+        let of = |i: usize| {
+            let text = texts.filter(|texts| texts.is_valid(i)).map(|texts| texts.value(i).to_string());
+            (text, images::face_boxes(&batch, i).unwrap_or_default())
+        };
+        Ok(rows.into_iter().enumerate().map(|(i, row)| (row, of(i))).collect())
+    }
+
+    /// Rows of images whose faces their source has blurred.
+    async fn blurred(&self, which: &[usize]) -> Result<HashSet<u64>> {
+        let rows = sorted(which.iter().map(|&i| self.rows[i].image_row).filter(|&row| row != NONE));
+        let Some(images) = self.images.as_ref().filter(|_| !rows.is_empty()) else {
+            return Ok(HashSet::new());
+        };
+        let projection = ProjectionRequest::from_columns(["status"], images.schema());
+        let batch = images.take(&rows, projection).await.map_err(Error::lance(images.uri()))?;
+        let statuses = batch.column(0).as_string::<i32>().iter();
+        Ok(rows.into_iter().zip(statuses).filter(|(_, status)| *status == Some(images::BLURRED)).map(|(row, _)| row).collect())
     }
 
     async fn images(&self, which: &[usize]) -> Result<HashMap<u64, Bytes>> {

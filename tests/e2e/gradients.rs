@@ -1,25 +1,45 @@
-//! The trainer's gradients against finite differences, and against themselves under other micro-batches.
+//! The trainer's loss and gradients against the plain form in float64 and its finite differences, and against themselves
+//! under other micro-batches.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use train::backend::{Backend, Cpu};
-use train::model::Model;
+use train::backend::Cpu;
+use train::model::{Capacity, Model};
 use train::parameters::Parameters;
 use train::step::Trainer;
-use train::{ModelConfig, Recipe, TextConfig, VisionConfig};
+use train::{ModelConfig, Recipe};
 
+use crate::plain::Plain;
 use crate::{Sandbox, Test};
 
-pub const TESTS: &[Test] = &[("gradients_are_the_slope_of_the_loss", slope), ("micro_batches_change_nothing", micro_batches)];
+pub const TESTS: &[Test] = &[
+    ("gradients_are_the_slope_of_the_plain_loss", slope),
+    ("gradients_of_other_configurations", configurations),
+    ("micro_batches_change_nothing", micro_batches),
+    ("clipped_gradients_make_the_same_step_smaller", clipping),
+];
 
 const BATCH: usize = 5;
 
-fn config() -> ModelConfig {
-    ModelConfig {
-        embed_dim: 12,
-        vision_cfg: VisionConfig { image_size: 16, layers: 2, width: 24, head_width: 8, patch_size: 8 },
-        text_cfg: TextConfig { context_length: 9, vocab_size: 49408, width: 16, heads: 2, layers: 2 },
-    }
+fn config(model: &str, vision: &str, text: &str) -> ModelConfig {
+    let json = format!(
+        r#"{{"embed_dim": 12, {model}
+            "vision_cfg": {{"image_size": 16, "layers": 2, "width": 24, "head_width": 8, {vision} "patch_size": 8}},
+            "text_cfg": {{"context_length": 9, "width": 16, "heads": 2, {text} "layers": 2}}}}"#
+    );
+    serde_json::from_str(&json).unwrap()
+}
+
+fn plain_config() -> ModelConfig {
+    config("", "", "")
+}
+
+/// Parameters whose biases and gains are not constant, so that a lost gradient shows.
+fn values(parameters: &Parameters) -> Vec<f32> {
+    let mut values = parameters.draw(3);
+    let mut rng = ChaCha8Rng::seed_from_u64(11);
+    values.iter_mut().for_each(|v| *v += rng.random_range(-0.05..0.05));
+    values
 }
 
 /// Pixels and captions of different lengths.
@@ -30,53 +50,99 @@ fn batch() -> (Vec<f32>, Vec<Vec<u32>>) {
     (pixels, (0..BATCH).map(caption).collect())
 }
 
-/// The loss and its gradient at `values`.
-fn loss(values: &[f32], micro_batch: usize) -> (f32, Vec<f32>) {
-    let recipe = Recipe { batch_size: BATCH, learning_rate: 0.0, ..Recipe::named("tiny").unwrap() };
-    let mut trainer = Trainer::new(Model::new(Cpu::new(), &config(), values, micro_batch), recipe);
-    let (pixels, captions) = batch();
-    let sample = pixels.len() / BATCH;
-    let report = trainer.step(&captions, |range| pixels[range.start * sample..range.end * sample].to_vec());
-    let after = trainer.model.backend.read(trainer.model.values);
-    assert_eq!(values, after, "a learning rate of 0 moves nothing");
-    (report.loss, trainer.gradients())
+fn trainer(config: &ModelConfig, values: &[f32], capacity: Capacity, learning_rate: f32) -> Trainer<Cpu> {
+    let recipe = Recipe { batch_size: BATCH, learning_rate, ..Recipe::named("tiny").unwrap() };
+    Trainer::new(Model::new(Cpu::new(), config, values, capacity), recipe)
 }
 
-fn slope(_: &Sandbox) {
-    let parameters = Parameters::new(&config());
-    let mut values = parameters.draw(3);
-    // Biases and gains that are not constant, so that a lost gradient shows.
-    let mut rng = ChaCha8Rng::seed_from_u64(11);
-    values.iter_mut().for_each(|v| *v += rng.random_range(-0.05..0.05));
-    let (_, gradient) = loss(&values, BATCH);
+fn step(trainer: &mut Trainer<Cpu>) -> f32 {
+    let (pixels, captions) = batch();
+    let sample = pixels.len() / BATCH;
+    trainer.step(&captions, |range| pixels[range.start * sample..range.end * sample].to_vec()).loss
+}
+
+/// The loss and its gradient at `values`.
+fn loss(config: &ModelConfig, values: &[f32], capacity: Capacity) -> (f32, Vec<f32>) {
+    let mut trainer = trainer(config, values, capacity, 0.0);
+    let loss = step(&mut trainer);
+    assert_eq!(values, trainer.values(), "a learning rate of 0 moves nothing");
+    (loss, trainer.gradients())
+}
+
+/// The loss is the plain form's, and along each parameter's gradient, and across it, it changes as its slope says.
+fn check(config: &ModelConfig) {
+    let parameters = Parameters::new(config);
+    let values = values(&parameters);
+    let (pixels, captions) = batch();
+    let wide: Vec<f64> = values.iter().map(|&v| f64::from(v)).collect();
+    let plain = |values: &[f64]| Plain::new(config, &parameters, values).loss(&pixels, &captions);
+    let (got, gradient) = loss(config, &values, Capacity::of(config, BATCH, 9, 1));
+    let expected = plain(&wide);
+    assert!((f64::from(got) / expected - 1.0).abs() < 1e-6, "loss {got}, plain form {expected}");
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
     for parameter in &parameters.all {
-        // Along the gradient itself the slope is its norm: the largest there is, and well above rounding.
-        let part = &gradient[parameter.range.clone()];
-        let norm = part.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
-        assert!(norm > 1e-4, "{} has a gradient of norm {norm}", parameter.name);
-        let step = 0.01 / norm.max(0.5);
-        let at = |direction: f64| {
-            let mut moved = values.clone();
-            for (value, g) in moved[parameter.range.clone()].iter_mut().zip(part) {
-                *value += (direction * step * f64::from(*g) / norm) as f32;
-            }
-            f64::from(loss(&moved, BATCH).0)
-        };
-        let slope = (at(1.0) - at(-1.0)) / (2.0 * step);
-        // The loss is float32, some 1e-7 of its size of about 2, over twice the step.
-        let tolerance = 0.02 * norm + 3e-7 / step;
-        assert!((slope - norm).abs() < tolerance, "{}: slope {slope}, gradient {norm}", parameter.name);
+        let part: Vec<f64> = gradient[parameter.range.clone()].iter().map(|&g| f64::from(g)).collect();
+        let norm = part.iter().map(|g| g * g).sum::<f64>().sqrt();
+        assert!(norm > 1e-5, "{} has a gradient of norm {norm}", parameter.name);
+        let across: Vec<f64> = part.iter().map(|_| rng.random_range(-1.0..1.0)).collect();
+        let length = across.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let along = part.iter().map(|g| g / norm).collect::<Vec<_>>();
+        let across = across.iter().map(|x| x / length).collect::<Vec<_>>();
+        for direction in [along, across] {
+            let at = |distance: f64| {
+                let mut moved = wide.clone();
+                moved[parameter.range.clone()].iter_mut().zip(&direction).for_each(|(value, d)| *value += distance * d);
+                plain(&moved)
+            };
+            let slope = (at(1e-4) - at(-1e-4)) / 2e-4;
+            let expected: f64 = direction.iter().zip(&part).map(|(d, g)| d * g).sum();
+            assert!((slope - expected).abs() < 1e-4 * norm, "{}: slope {slope}, gradient {expected} of {norm}", parameter.name);
+        }
     }
 }
 
+fn slope(_: &Sandbox) {
+    check(&plain_config());
+}
+
+fn configurations(_: &Sandbox) {
+    check(&config(r#""quick_gelu": true,"#, r#""mlp_ratio": 2.5, "norm_kwargs": {"eps": 1e-3},"#, r#""mlp_ratio": 3.0,"#));
+    check(&config("", r#""no_ln_pre": true,"#, r#""no_causal_mask": true, "norm_kwargs": {"eps": 1e-2},"#));
+    let one_layer = config("", "", "");
+    let vision_cfg = train::VisionConfig { layers: 1, ..one_layer.vision_cfg };
+    let text_cfg = train::TextConfig { layers: 1, ..one_layer.text_cfg };
+    check(&ModelConfig { vision_cfg, text_cfg, ..one_layer });
+}
+
 fn micro_batches(_: &Sandbox) {
-    let values = Parameters::new(&config()).draw(3);
-    let (whole_loss, whole) = loss(&values, BATCH);
+    let config = plain_config();
+    let values = values(&Parameters::new(&config));
+    let (whole_loss, whole) = loss(&config, &values, Capacity::of(&config, BATCH, 9, 1));
     let norm = whole.iter().map(|g| g * g).sum::<f32>().sqrt();
-    for micro_batch in [1, 2, 3] {
-        let (part_loss, parts) = loss(&values, micro_batch);
+    // One to five samples, two at most by their tokens, all or some kept.
+    for (samples, tokens, kept) in [(1, 9, 1), (1, 9, 3), (2, 18, 1), (2, 18, 2), (3, 27, 1), (3, 9, 1), (5, 12, 4), (2, 18, 9)] {
+        let capacity = Capacity { samples, tokens, kept };
+        let (part_loss, parts) = loss(&config, &values, capacity);
         let distance = whole.iter().zip(&parts).map(|(a, b)| (a - b) * (a - b)).sum::<f32>().sqrt();
-        assert!((part_loss - whole_loss).abs() < 1e-5, "micro-batch {micro_batch}: loss {part_loss}, whole {whole_loss}");
-        assert!(distance < 1e-5 * norm, "micro-batch {micro_batch}: gradients differ by {distance} of {norm}");
+        assert!((part_loss - whole_loss).abs() < 1e-5, "{capacity:?}: loss {part_loss}, whole {whole_loss}");
+        assert!(distance < 1e-5 * norm, "{capacity:?}: gradients differ by {distance} of {norm}");
+    }
+}
+
+fn clipping(_: &Sandbox) {
+    let config = plain_config();
+    let values = values(&Parameters::new(&config));
+    let gradient = loss(&config, &values, Capacity::of(&config, BATCH, 9, 1)).1;
+    let norm = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+    let moments = |clip: Option<f32>| {
+        let mut trainer = trainer(&config, &values, Capacity::of(&config, BATCH, 9, 1), 1e-3);
+        trainer.recipe.gradient_clip = clip;
+        step(&mut trainer);
+        trainer.moments()[0].iter().map(|m| f64::from(*m).powi(2)).sum::<f64>().sqrt()
+    };
+    // After one step the first moment is a tenth of the gradient that AdamW saw.
+    for (clip, expected) in [(None, norm), (Some(2.0 * norm as f32), norm), (Some(0.5 * norm as f32), 0.5 * norm)] {
+        let got = moments(clip) * 10.0;
+        assert!((got / expected - 1.0).abs() < 1e-4, "clipped to {clip:?}: norm {got}, expected {expected}");
     }
 }

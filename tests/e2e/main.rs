@@ -7,6 +7,7 @@ mod filters;
 mod golden;
 mod gradients;
 mod path;
+mod plain;
 mod real;
 mod s3;
 mod search;

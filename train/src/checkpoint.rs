@@ -1,16 +1,22 @@
 //! Weights in open_clip's names, as a folder that open_clip loads: `open_clip_config.json` and
-//! `open_clip_model.safetensors`.
+//! `open_clip_model.safetensors`. Read as well: PyTorch files of open_clip.
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-use crate::config::OpenClipConfig;
+use crate::config::{ModelConfig, OpenClipConfig, PreprocessConfig};
 use crate::parameters::Parameters;
+use crate::pickle::{self, Tensor};
 use crate::{Error, Result};
 
 pub const CONFIG_FILE: &str = "open_clip_config.json";
 pub const WEIGHTS_FILE: &str = "open_clip_model.safetensors";
+/// The same as PyTorch writes it; read where there is no safetensors file.
+const PYTORCH_FILE: &str = "open_clip_pytorch_model.bin";
 
 /// A model's configuration and the values of all its parameters, `[parameters.len]`.
 #[derive(Clone)]
@@ -20,53 +26,104 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Reads float32, float16 or bfloat16 weights; every parameter must be there with its shape.
-    pub fn read(folder: &Path) -> Result<Checkpoint> {
+    /// A folder with a configuration and weights, or a file of weights (`.safetensors`, `.pt`, `.pth`, `.bin`) with an
+    /// `open_clip_config.json` beside it. A PyTorch file without one is taken for the model that its shapes say, with
+    /// heads of 64 and the exact GELU.
+    ///
+    /// Weights are float32, float16 or bfloat16; every parameter must be there with its shape.
+    pub fn read(path: &Path) -> Result<Checkpoint> {
+        let (folder, file) = match path.is_dir() {
+            true if !path.join(CONFIG_FILE).exists() => return Err(Error::NotACheckpoint { path: path.to_path_buf() }),
+            true => {
+                let names = [WEIGHTS_FILE, PYTORCH_FILE].map(|name| path.join(name));
+                let file = names.iter().find(|file| file.exists()).unwrap_or(&names[0]);
+                (path, file.clone())
+            }
+            false => (path.parent().unwrap_or(Path::new(".")), path.to_path_buf()),
+        };
         let config_path = folder.join(CONFIG_FILE);
-        if !config_path.exists() {
-            return Err(Error::NotACheckpoint { path: folder.to_path_buf() });
-        }
-        let config = OpenClipConfig::read(&config_path)?;
-        let path = folder.join(WEIGHTS_FILE);
-        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
-        let tensors = SafeTensors::deserialize(&bytes).map_err(|source| Error::Safetensors { path: path.clone(), source })?;
+        let config = config_path.exists().then(|| OpenClipConfig::read(&config_path)).transpose()?;
+        let is_safetensors = file.extension().is_some_and(|extension| extension == "safetensors");
+        let mut tensors = if is_safetensors { read_safetensors(&file)? } else { pickle::read_tensors(&file)? };
+        let config = match config {
+            Some(config) => config,
+            None if is_safetensors => return Err(Error::NotACheckpoint { path: folder.to_path_buf() }),
+            None => {
+                let model_cfg = config_of(&tensors).ok_or_else(|| Error::NotACheckpoint { path: path.to_path_buf() })?;
+                OpenClipConfig { model_cfg, preprocess_cfg: PreprocessConfig::default() }
+            }
+        };
         let parameters = Parameters::new(&config.model_cfg);
         let mut values = Vec::with_capacity(parameters.len);
         for parameter in &parameters.all {
-            let name = parameter.name.clone();
-            let Ok(tensor) = tensors.tensor(&name) else {
+            let (path, name) = (file.clone(), parameter.name.clone());
+            let Some(tensor) = tensors.remove(&name) else {
                 return Err(Error::ParameterMissing { path, name });
             };
-            if tensor.shape() != parameter.shape {
-                return Err(Error::ParameterShape { path, name, expected: parameter.shape.clone(), got: tensor.shape().to_vec() });
+            if tensor.shape != parameter.shape {
+                return Err(Error::ParameterShape { path, name, expected: parameter.shape.clone(), got: tensor.shape });
             }
-            match to_f32(&tensor) {
-                Some(tensor) => values.extend(tensor),
-                None => return Err(Error::ParameterType { path, name, got: format!("{:?}", tensor.dtype()) }),
-            }
+            values.extend(tensor.values);
         }
         Ok(Checkpoint { config, values })
     }
 
-    /// Writes both files, each under a temporary name that is renamed when it is whole.
+    /// Writes both files, each under a temporary name that is renamed when it is on the disk.
     pub fn write(&self, folder: &Path) -> Result<()> {
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let mut config = serde_json::to_string_pretty(&self.config).expect("a configuration is plain data");
         config.push('\n');
-        write_whole(&folder.join(CONFIG_FILE), config.as_bytes())?;
+        write_whole(&folder.join(CONFIG_FILE), |file| file.write_all(config.as_bytes()))?;
 
         let path = folder.join(WEIGHTS_FILE);
-        let bytes: Vec<u8> = self.values.iter().flat_map(|v| v.to_le_bytes()).collect();
         let parameters = Parameters::new(&self.config.model_cfg);
-        let view = |source| Error::Safetensors { path: path.clone(), source };
-        let tensors = parameters.all.iter().map(|parameter| {
-            let bytes = &bytes[parameter.range.start * 4..parameter.range.end * 4];
-            Ok((parameter.name.as_str(), TensorView::new(Dtype::F32, parameter.shape.clone(), bytes).map_err(view)?))
-        });
-        let tensors = tensors.collect::<Result<Vec<_>>>()?;
-        let file = safetensors::serialize(tensors, None).map_err(view)?;
-        write_whole(&path, &file)
+        let tensors = parameters.all.iter().map(|p| (p.name.clone(), p.shape.clone(), &self.values[p.range.clone()]));
+        write_safetensors(&path, &tensors.collect::<Vec<_>>())
     }
+}
+
+fn read_safetensors(path: &Path) -> Result<HashMap<String, Tensor>> {
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let tensors = SafeTensors::deserialize(&bytes).map_err(|source| Error::Safetensors { path: path.to_path_buf(), source })?;
+    let mut all = HashMap::new();
+    for (name, tensor) in tensors.tensors() {
+        let Some(values) = to_f32(&tensor) else {
+            return Err(Error::ParameterType { path: path.to_path_buf(), name, got: format!("{:?}", tensor.dtype()) });
+        };
+        all.insert(name, Tensor { shape: tensor.shape().to_vec(), values });
+    }
+    Ok(all)
+}
+
+/// Float32 tensors: name, shape and values.
+pub(crate) fn write_safetensors(path: &Path, tensors: &[(String, Vec<usize>, &[f32])]) -> Result<()> {
+    let wrong = |source| Error::Safetensors { path: path.to_path_buf(), source };
+    let views = tensors.iter().map(|(name, shape, values)| {
+        let bytes = f32_bytes(values);
+        Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(wrong)?))
+    });
+    let views = views.collect::<Result<Vec<_>>>()?;
+    let part = part_of(path);
+    safetensors::serialize_to_file(views, None, &part).map_err(wrong)?;
+    let done = || {
+        File::open(&part)?.sync_all()?;
+        std::fs::rename(&part, path)
+    };
+    done().map_err(Error::io(path))
+}
+
+/// The name of a file that is not whole yet.
+fn part_of(path: &Path) -> PathBuf {
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    part.into()
+}
+
+/// The bytes of float32 values as they lie in memory.
+fn f32_bytes(values: &[f32]) -> &[u8] {
+    const { assert!(cfg!(target_endian = "little"), "the file format is little-endian") };
+    // SAFETY: every float32 is four initialised bytes, and u8 has no alignment.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len() * 4) }
 }
 
 fn to_f32(tensor: &TensorView) -> Option<Vec<f32>> {
@@ -79,12 +136,36 @@ fn to_f32(tensor: &TensorView) -> Option<Vec<f32>> {
     })
 }
 
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let part = path.with_extension("part");
-    let write = || {
-        std::fs::write(&part, bytes)?;
-        std::fs::File::open(&part)?.sync_all()?;
+/// The model that has parameters of these shapes.
+fn config_of(tensors: &HashMap<String, Tensor>) -> Option<ModelConfig> {
+    let shape = |name: &str| tensors.get(name).map(|tensor| &tensor.shape[..]);
+    let layers = |prefix: &str| (0..).take_while(|i| tensors.contains_key(&format!("{prefix}.{i}.ln_1.weight"))).count();
+    let &[vision_width, 3, patch_size, _] = shape("visual.conv1.weight")? else { return None };
+    let &[vision_tokens, _] = shape("visual.positional_embedding")? else { return None };
+    let &[text_width, embed_dim] = shape("text_projection")? else { return None };
+    let &[context_length, _] = shape("positional_embedding")? else { return None };
+    let &[vocab_size, _] = shape("token_embedding.weight")? else { return None };
+    let mut config = ModelConfig::named("ViT-B-32").expect("a known model");
+    config.embed_dim = embed_dim;
+    let vision = &mut config.vision_cfg;
+    (vision.width, vision.patch_size) = (vision_width, patch_size);
+    vision.image_size = (vision_tokens.checked_sub(1)?).isqrt() * patch_size;
+    vision.layers = layers("visual.transformer.resblocks");
+    vision.no_ln_pre = shape("visual.ln_pre.weight").is_none();
+    let text = &mut config.text_cfg;
+    (text.width, text.context_length, text.vocab_size) = (text_width, context_length, vocab_size);
+    (text.heads, text.layers) = ((text_width / 64).max(1), layers("transformer.resblocks"));
+    Some(config)
+}
+
+/// Writes a file under a temporary name, and renames it when it is on the disk.
+pub(crate) fn write_whole(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<()> {
+    let part = part_of(path);
+    let all = || {
+        let mut file = BufWriter::with_capacity(1 << 20, File::create(&part)?);
+        write(&mut file)?;
+        file.into_inner()?.sync_all()?;
         std::fs::rename(&part, path)
     };
-    write().map_err(Error::io(path))
+    all().map_err(Error::io(path))
 }

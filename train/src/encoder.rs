@@ -6,8 +6,8 @@ use rayon::prelude::*;
 use crate::backend::{Backend, Cpu, Span};
 use crate::checkpoint::Checkpoint;
 use crate::config::{ModelConfig, PreprocessConfig};
-use crate::model::{Model, Tokens};
-use crate::tokenizer::Tokenizer;
+use crate::model::{Capacity, Model, Tokens};
+use crate::text::Tokenizer;
 use crate::{Result, image};
 
 /// Samples encoded at a time.
@@ -29,7 +29,8 @@ impl Encoder {
 
     pub fn new(checkpoint: Checkpoint) -> Encoder {
         let config = &checkpoint.config;
-        let mut model = Model::new(Cpu::new(), &config.model_cfg, &checkpoint.values, BATCH);
+        let capacity = Capacity::of(&config.model_cfg, BATCH, config.model_cfg.text_cfg.context_length, 0);
+        let mut model = Model::new(Cpu::new(), &config.model_cfg, &checkpoint.values, capacity);
         let features = model.backend.alloc(BATCH * config.model_cfg.embed_dim);
         Encoder { model, preprocess: config.preprocess_cfg.clone(), tokenizer: Arc::default(), features }
     }
@@ -63,7 +64,7 @@ impl Encoder {
     /// `[n, embed_dim]`, not normalised, from normalised `pixels[n, 3, size, size]`, n at most 64.
     pub fn encode_pixels(&mut self, pixels: &[f32], n: usize) -> Vec<f32> {
         let out = self.features.first(n * self.model.config.embed_dim);
-        self.model.encode_images(out, pixels);
+        self.model.encode_images(0, out, pixels);
         self.model.backend.read(out)
     }
 
@@ -74,9 +75,9 @@ impl Encoder {
         let tokens: Vec<Vec<u32>> = texts.par_iter().map(|text| tokenizer.encode(text.as_ref(), context_length)).collect();
         let mut features = Vec::with_capacity(texts.len() * self.model.config.embed_dim);
         for tokens in tokens.chunks(BATCH) {
-            let tokens = Tokens::new(&tokens.iter().map(Vec::as_slice).collect::<Vec<_>>());
+            let tokens = Tokens::new(tokens, &self.model.config.text_cfg);
             let out = self.features.first(tokens.ends.len() * self.model.config.embed_dim);
-            self.model.encode_texts(out, &tokens);
+            self.model.encode_texts(0, out, &tokens);
             features.extend(self.model.backend.read(out));
         }
         features

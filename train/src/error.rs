@@ -14,6 +14,10 @@ pub enum Error {
     Config { path: PathBuf, source: serde_json::Error },
     #[error("{}: {what}, got {value} and {of}", path.display())]
     ConfigShape { path: PathBuf, what: &'static str, value: usize, of: usize },
+    #[error("{}: {reason}", path.display())]
+    Pickle { path: PathBuf, reason: String },
+    #[error("{}: {field} = {value} is not supported", path.display())]
+    ConfigField { path: PathBuf, field: String, value: String },
     #[error("{}: parameter '{name}' is missing", path.display())]
     ParameterMissing { path: PathBuf, name: String },
     #[error("{}: parameter '{name}' has shape {got:?}, the configuration asks for {expected:?}", path.display())]
@@ -26,6 +30,12 @@ pub enum Error {
     Io { path: PathBuf, source: std::io::Error },
     #[error("{} exists already and holds a run", path.display())]
     RunExists { path: PathBuf },
+    #[error("{} holds a run that is not finished", path.display())]
+    RunUnfinished { path: PathBuf },
+    #[error("{} holds no checkpoint of a run that is not finished", path.display())]
+    NothingToResume { path: PathBuf },
+    #[error("{}: the run has {what} {saved}, given is {given}", path.display())]
+    Resume { path: PathBuf, what: String, saved: String, given: String },
     #[error("unreadable image: {reason}")]
     Image { reason: String },
     #[error("none of the last {tried} samples drawn has a readable image")]
@@ -57,6 +67,14 @@ impl Error {
                 "open_clip_config.json and the weights beside it belong to different models".into()
             }
             Error::RunExists { .. } => "choose another folder with -o, or remove this one".into(),
+            Error::RunUnfinished { .. } => "go on with the same command and --resume, or remove the folder".into(),
+            Error::NothingToResume { .. } => "leave --resume away to begin".into(),
+            Error::Resume { what, .. } if what == "samples" => {
+                "the pool has got or lost images of the subset since: give it as it was with --at".into()
+            }
+            Error::Resume { .. } => "give the run's own, or another folder with -o".into(),
+            Error::Interrupted { .. } => "go on with the same command and --resume".into(),
+            Error::ConfigField { .. } => "ViT models of open_clip are supported, without this".into(),
             Error::MicroBatch { batch_size, .. } => format!("give --micro-batch {batch_size} or less"),
             Error::Diverged { .. } => "lower the learning rate, or look at the data".into(),
             Error::NoReadableImage { .. } => {

@@ -4,17 +4,20 @@
 pub mod backend;
 mod checkpoint;
 mod config;
+pub mod doctor;
 pub mod embed;
 mod encoder;
 mod error;
 pub mod image;
-mod loader;
+pub mod loader;
 pub mod model;
 pub mod parameters;
+mod pickle;
 mod recipe;
 mod run;
+mod saved;
 pub mod step;
-mod tokenizer;
+pub mod text;
 
 pub use checkpoint::{CONFIG_FILE, Checkpoint, WEIGHTS_FILE};
 pub use config::{ModelConfig, OpenClipConfig, PreprocessConfig, TextConfig, VisionConfig};
@@ -22,4 +25,4 @@ pub use encoder::{Encoder, normalize_rows};
 pub use error::{Error, Result};
 pub use recipe::{Recipe, SCALES};
 pub use run::{Plan, RUN_FILE, Run, StepReport, train};
-pub use tokenizer::Tokenizer;
+pub use text::Tokenizer;

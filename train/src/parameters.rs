@@ -38,7 +38,9 @@ impl Parameter {
 #[derive(Debug, Clone)]
 pub struct Block {
     pub ln_1: LayerNorm,
-    pub qkv: Linear,
+    pub q: Linear,
+    /// Of keys and values together; in open_clip's names one parameter with `q`.
+    pub kv: Linear,
     pub out: Linear,
     pub ln_2: LayerNorm,
     pub fc: Linear,
@@ -68,7 +70,7 @@ pub struct Parameters {
     pub vision_positions: Range<usize>,
     pub vision_proj: Range<usize>,
     pub conv1: Range<usize>,
-    pub ln_pre: LayerNorm,
+    pub ln_pre: Option<LayerNorm>,
     pub vision_blocks: Vec<Block>,
     pub ln_post: LayerNorm,
     pub text_positions: Range<usize>,
@@ -104,27 +106,28 @@ impl Table {
     }
 
     /// `inits` are those of in_proj, out_proj, c_fc and c_proj; biases follow PyTorch's `Linear`.
-    fn block(&mut self, name: &str, width: usize, inits: [Init; 4]) -> Block {
+    fn block(&mut self, name: &str, width: usize, hidden: usize, inits: [Init; 4]) -> Block {
         let bias_init = |inputs: usize| Init::Uniform((inputs as f32).powf(-0.5));
         let ln_1 = self.layer_norm(&format!("{name}.ln_1"), width);
-        let qkv = Linear {
-            weight: self.add(format!("{name}.attn.in_proj_weight"), &[3 * width, width], inits[0]),
-            bias: self.add(format!("{name}.attn.in_proj_bias"), &[3 * width], Init::Constant(0.0)),
-        };
+        let weight = self.add(format!("{name}.attn.in_proj_weight"), &[3 * width, width], inits[0]);
+        let bias = self.add(format!("{name}.attn.in_proj_bias"), &[3 * width], Init::Constant(0.0));
+        let (q_weight, q_bias) = (weight.start + width * width, bias.start + width);
+        let q = Linear { weight: weight.start..q_weight, bias: bias.start..q_bias };
+        let kv = Linear { weight: q_weight..weight.end, bias: q_bias..bias.end };
         let out = Linear {
             weight: self.add(format!("{name}.attn.out_proj.weight"), &[width, width], inits[1]),
             bias: self.add(format!("{name}.attn.out_proj.bias"), &[width], Init::Constant(0.0)),
         };
         let ln_2 = self.layer_norm(&format!("{name}.ln_2"), width);
         let fc = Linear {
-            weight: self.add(format!("{name}.mlp.c_fc.weight"), &[4 * width, width], inits[2]),
-            bias: self.add(format!("{name}.mlp.c_fc.bias"), &[4 * width], bias_init(width)),
+            weight: self.add(format!("{name}.mlp.c_fc.weight"), &[hidden, width], inits[2]),
+            bias: self.add(format!("{name}.mlp.c_fc.bias"), &[hidden], bias_init(width)),
         };
         let proj = Linear {
-            weight: self.add(format!("{name}.mlp.c_proj.weight"), &[width, 4 * width], inits[3]),
-            bias: self.add(format!("{name}.mlp.c_proj.bias"), &[width], bias_init(4 * width)),
+            weight: self.add(format!("{name}.mlp.c_proj.weight"), &[width, hidden], inits[3]),
+            bias: self.add(format!("{name}.mlp.c_proj.bias"), &[width], bias_init(hidden)),
         };
-        Block { ln_1, qkv, out, ln_2, fc, proj }
+        Block { ln_1, q, kv, out, ln_2, fc, proj }
     }
 }
 
@@ -141,23 +144,25 @@ impl Parameters {
         let vision_proj = t.add("visual.proj", &[vision.width, config.embed_dim], scale);
         let patch = vision.patch_size;
         let conv1 = t.add("visual.conv1.weight", &[vision.width, 3, patch, patch], linear(3 * patch * patch));
-        let ln_pre = t.layer_norm("visual.ln_pre", vision.width);
+        let ln_pre = (!vision.no_ln_pre).then(|| t.layer_norm("visual.ln_pre", vision.width));
         // PyTorch's MultiheadAttention draws in_proj by Xavier: sqrt(6 / (3 * width + width)).
+        let hidden = (vision.width as f64 * vision.mlp_ratio) as usize;
         let xavier = Init::Uniform((6.0 / (4 * vision.width) as f32).sqrt());
-        let inits = [xavier, linear(vision.width), linear(vision.width), linear(4 * vision.width)];
+        let inits = [xavier, linear(vision.width), linear(vision.width), linear(hidden)];
         let vision_blocks =
-            (0..vision.layers).map(|i| t.block(&format!("visual.transformer.resblocks.{i}"), vision.width, inits)).collect();
+            (0..vision.layers).map(|i| t.block(&format!("visual.transformer.resblocks.{i}"), vision.width, hidden, inits)).collect();
         let ln_post = t.layer_norm("visual.ln_post", vision.width);
 
         let text_positions = t.add("positional_embedding", &[text.context_length, text.width], Init::Normal(0.01));
         let width_std = (text.width as f32).powf(-0.5);
         let text_projection = t.add("text_projection", &[text.width, config.embed_dim], Init::Normal(width_std));
-        let logit_scale = t.add("logit_scale", &[], Init::Constant(LOGIT_SCALE_INIT));
+        let logit_scale = t.add("logit_scale", &[], Init::Constant(config.init_logit_scale.unwrap_or(LOGIT_SCALE_INIT)));
         let token_embedding = t.add("token_embedding.weight", &[text.vocab_size, text.width], Init::Normal(0.02));
         let proj_std = Init::Normal(width_std * (2.0 * text.layers as f32).powf(-0.5));
         let fc_std = Init::Normal((2.0 * text.width as f32).powf(-0.5));
         let inits = [Init::Normal(width_std), proj_std, fc_std, proj_std];
-        let text_blocks = (0..text.layers).map(|i| t.block(&format!("transformer.resblocks.{i}"), text.width, inits)).collect();
+        let hidden = (text.width as f64 * text.mlp_ratio) as usize;
+        let text_blocks = (0..text.layers).map(|i| t.block(&format!("transformer.resblocks.{i}"), text.width, hidden, inits)).collect();
         let ln_final = t.layer_norm("ln_final", text.width);
         let Table { all, len } = table;
         Parameters {

@@ -17,6 +17,9 @@ pub struct Recipe {
     pub beta2: f32,
     pub eps: f32,
     pub weight_decay: f32,
+    /// Gradients are scaled down to this norm, all together; DataComp's recipes do not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gradient_clip: Option<f32>,
 }
 
 pub const SCALES: [&str; 6] = ["tiny", "debug", "small", "medium", "large", "xlarge"];
@@ -43,6 +46,7 @@ impl Recipe {
             beta2,
             eps: 1e-6,
             weight_decay: 0.2,
+            gradient_clip: None,
         })
     }
 

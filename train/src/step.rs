@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::backend::{AdamW, AdamWState, Backend, Span};
+use crate::backend::{AdamW, AdamWState, Backend, LossGrads, Span};
 use crate::model::{Model, Tokens};
 use crate::parameters::part;
 use crate::recipe::Recipe;
@@ -18,6 +18,7 @@ pub struct Trainer<B> {
     v: Span,
     images: Features,
     texts: Features,
+    losses: Span,
 }
 
 /// `[batch, E]` each: what a tower gave, normalised, and the gradients of both.
@@ -31,12 +32,16 @@ struct Features {
 }
 
 /// The figures of one step.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Report {
     pub loss: f32,
+    /// Each sample's part of the loss, their mean.
+    pub losses: Vec<f32>,
     pub learning_rate: f32,
     /// After the step.
     pub logit_scale: f32,
+    /// Of all gradients together, before clipping; measured only where they are clipped.
+    pub gradient_norm: Option<f32>,
 }
 
 impl Features {
@@ -53,49 +58,54 @@ impl<B: Backend> Trainer<B> {
         let len = model.parameters.len;
         let (grads, m, v) = (b.alloc(len), b.alloc(len), b.alloc(len));
         let (images, texts) = (Features::new(b, n, embed_dim), Features::new(b, n, embed_dim));
-        Trainer { model, recipe, step: 0, grads, m, v, images, texts }
+        let losses = b.alloc(n);
+        Trainer { model, recipe, step: 0, grads, m, v, images, texts, losses }
     }
 
     /// One AdamW step on a batch of `captions.len()` samples; `pixels` gives a range of them as `[n, 3, size, size]`.
     ///
-    /// The loss sees the whole batch whatever the micro-batch: all features first, then each micro-batch forward
-    /// again and backward with its rows of the loss's gradient. The last one's activations are still there, so that a
-    /// batch of one micro-batch is computed once.
+    /// The loss sees the whole batch whatever the micro-batch: all features first, then each micro-batch backward with
+    /// its rows of the loss's gradient. The last micro-batches' activations are still there, as many as the model
+    /// keeps; the others are computed again. (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size".)
     pub fn step(&mut self, captions: &[Vec<u32>], pixels: impl Fn(Range<usize>) -> Vec<f32>) -> Report {
         let batch = captions.len();
-        let micro_batches: Vec<Range<usize>> =
-            (0..batch).step_by(self.model.micro_batch()).map(|i| i..(i + self.model.micro_batch()).min(batch)).collect();
-        let tokens = |range: &Range<usize>| Tokens::new(&captions[range.clone()].iter().map(Vec::as_slice).collect::<Vec<_>>());
+        let lengths: Vec<usize> = captions.iter().map(Vec::len).collect();
+        let micro_batches = self.model.micro_batches(&lengths);
+        let not_kept = micro_batches.len().saturating_sub(self.model.capacity().kept);
+        let tokens = |range: &Range<usize>| Tokens::new(&captions[range.clone()], &self.model.config.text_cfg);
+        let tokens: Vec<Tokens> = micro_batches.iter().map(tokens).collect();
 
-        for range in &micro_batches {
-            self.forward(range, &pixels, &tokens(range));
+        for (i, range) in micro_batches.iter().enumerate() {
+            self.forward(i.saturating_sub(not_kept), range, &pixels, &tokens[i]);
         }
-        let (loss, d_logit_scale) = self.loss(batch);
+        let d_logit_scale = self.loss(batch);
         self.model.backend.zero(self.grads);
         let scale_grad = part(self.grads, &self.model.parameters.logit_scale);
         self.model.backend.write(scale_grad, &[d_logit_scale]);
         for (i, range) in micro_batches.iter().enumerate().rev() {
-            let tokens = tokens(range);
-            if i + 1 < micro_batches.len() {
-                self.forward(range, &pixels, &tokens);
+            let slot = i.saturating_sub(not_kept);
+            if i < not_kept {
+                self.forward(slot, range, &pixels, &tokens[i]);
             }
             let (d_images, d_texts) = (self.rows(self.images.d_raw, range), self.rows(self.texts.d_raw, range));
-            self.model.encode_images_backward(self.grads, d_images);
-            self.model.encode_texts_backward(self.grads, d_texts, &tokens);
+            self.model.encode_images_backward(slot, self.grads, d_images);
+            self.model.encode_texts_backward(slot, self.grads, d_texts, &tokens[i]);
         }
         let learning_rate = self.recipe.learning_rate_at(self.step);
-        self.update(learning_rate);
-        Report { loss, learning_rate, logit_scale: self.model.logit_scale() }
+        let gradient_norm = self.update(learning_rate);
+        let losses = self.model.backend.read(self.losses.first(batch));
+        let loss = (losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / batch as f64) as f32;
+        Report { loss, losses, learning_rate, logit_scale: self.model.logit_scale(), gradient_norm }
     }
 
-    fn forward(&mut self, range: &Range<usize>, pixels: &impl Fn(Range<usize>) -> Vec<f32>, tokens: &Tokens) {
+    fn forward(&mut self, slot: usize, range: &Range<usize>, pixels: &impl Fn(Range<usize>) -> Vec<f32>, tokens: &Tokens) {
         let (images, texts) = (self.rows(self.images.raw, range), self.rows(self.texts.raw, range));
-        self.model.encode_images(images, &pixels(range.clone()));
-        self.model.encode_texts(texts, tokens);
+        self.model.encode_images(slot, images, &pixels(range.clone()));
+        self.model.encode_texts(slot, texts, tokens);
     }
 
     /// The loss over all features, and the gradient of each tower's output in `d_raw`.
-    fn loss(&mut self, batch: usize) -> (f32, f32) {
+    fn loss(&mut self, batch: usize) -> f32 {
         let (all, scale) = (0..batch, self.model.logit_scale());
         let [images, texts] = [self.images, self.texts].map(|f| Features {
             raw: self.rows(f.raw, &all),
@@ -107,24 +117,29 @@ impl<B: Backend> Trainer<B> {
         let b = &mut self.model.backend;
         b.normalize(images.normalized, images.norms, images.raw);
         b.normalize(texts.normalized, texts.norms, texts.raw);
-        let result = b.contrastive_loss(images.d_normalized, texts.d_normalized, images.normalized, texts.normalized, batch, scale);
+        let to = LossGrads { d_images: images.d_normalized, d_texts: texts.d_normalized };
+        let d_logit_scale = b.contrastive_loss(to, self.losses.first(batch), images.normalized, texts.normalized, scale);
         b.normalize_backward(images.d_raw, images.d_normalized, images.normalized, images.norms);
         b.normalize_backward(texts.d_raw, texts.d_normalized, texts.normalized, texts.norms);
-        result
+        d_logit_scale
     }
 
-    /// AdamW, then the logit scale clamped to [0, ln 100].
-    fn update(&mut self, learning_rate: f32) {
-        let Recipe { beta1, beta2, eps, weight_decay, .. } = self.recipe;
+    /// Gradients clipped where the recipe says so, AdamW, then the logit scale clamped to [0, ln 100].
+    fn update(&mut self, learning_rate: f32) -> Option<f32> {
+        let Recipe { beta1, beta2, eps, weight_decay, gradient_clip, .. } = self.recipe;
         self.step += 1;
-        let hyper = AdamW { learning_rate, beta1, beta2, eps, weight_decay, step: self.step };
-        let state = AdamWState { params: self.model.values, grads: self.grads, m: self.m, v: self.v };
         let decayed = self.model.parameters.decayed();
         let b = &mut self.model.backend;
+        let norm = gradient_clip.map(|_| b.square_sum(self.grads).sqrt() as f32);
+        // As PyTorch's `clip_grad_norm_`.
+        let gradient_scale = norm.zip(gradient_clip).map_or(1.0, |(norm, limit)| (limit / (norm + 1e-6)).min(1.0));
+        let hyper = AdamW { learning_rate, beta1, beta2, eps, weight_decay, step: self.step, gradient_scale };
+        let state = AdamWState { params: self.model.values, grads: self.grads, m: self.m, v: self.v };
         b.adamw(state, &decayed, hyper);
         let scale = part(self.model.values, &self.model.parameters.logit_scale);
         let clamped = b.read(scale)[0].clamp(0.0, 100f32.ln());
         b.write(scale, &[clamped]);
+        norm
     }
 
     /// Rows `range` of `[batch, E]`.
@@ -136,5 +151,22 @@ impl<B: Backend> Trainer<B> {
     /// The gradients of the last step, `[parameters.len]`.
     pub fn gradients(&self) -> Vec<f32> {
         self.model.backend.read(self.grads)
+    }
+
+    /// All parameters' values, `[parameters.len]`.
+    pub fn values(&self) -> Vec<f32> {
+        self.model.backend.read(self.model.values)
+    }
+
+    /// The optimizer's two moments, `[parameters.len]` each.
+    pub fn moments(&self) -> [Vec<f32>; 2] {
+        [self.m, self.v].map(|span| self.model.backend.read(span))
+    }
+
+    /// Goes on after `step` steps, with their moments; the model has their values already.
+    pub fn resume(&mut self, step: u64, moments: [&[f32]; 2]) {
+        self.step = step;
+        self.model.backend.write(self.m, moments[0]);
+        self.model.backend.write(self.v, moments[1]);
     }
 }

@@ -22,6 +22,7 @@ pub(crate) fn run(args: cli::Ingest, runtime: &Runtime) -> Result<()> {
     let options = Options {
         memory: args.memory,
         strict: args.strict,
+        blurred: args.blurred,
         fragment_rows: args.fragment_rows.unwrap_or(default.fragment_rows),
         group_bytes: args.group_bytes.unwrap_or(default.group_bytes),
     };

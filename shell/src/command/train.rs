@@ -5,16 +5,20 @@ use engine::Filter;
 use storage::records::{self, Run as RunRecord};
 use storage::{Pool, Receipt, Samples, Subset};
 use tokio::runtime::Runtime;
-use train::{ModelConfig, Plan, Recipe, Run};
+use train::doctor::{Ceilings, doctor, peak_flops};
+use train::loader::Shuffle;
+use train::parameters::Parameters;
+use train::{ModelConfig, Plan, Recipe, Run, StepReport};
 
 use super::session::session;
 use super::{absolute, block_on, open};
 use crate::cli;
-use crate::progress::Meter;
+use crate::progress::{Meter, StepMeter};
 use crate::{Error, Result, STOP};
 
 pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
     let plan = plan(&args)?;
+    let capacity = plan.capacity()?;
     let (samples, missing, receipt) = block_on(runtime, async {
         let pool = open(&args.pool, args.at.as_deref()).await?;
         let (subset, receipt) = select(&args, &pool).await?;
@@ -30,31 +34,24 @@ pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
             missing.no_image
         );
     }
-    print_plan(&plan, &receipt, samples.len());
-    let report_every = (plan.max_steps.unwrap_or(u64::MAX).min(plan.recipe.steps()) / 12).max(1);
-    let on_step = |r: train::StepReport| {
-        if r.step == 1 || r.step == r.steps || r.step.is_multiple_of(report_every) {
-            crate::note!(
-                "step {:>6}/{} | loss {:.4} | learning rate {:.2e} | logit scale {:.2} | {:.0} samples/s | data wait {:.0}%",
-                r.step,
-                r.steps,
-                r.loss,
-                r.learning_rate,
-                r.logit_scale,
-                r.samples_per_second,
-                100.0 * r.data_wait
-            );
-        }
+    let peak = peak_flops();
+    print_plan(&plan, &receipt, samples.len(), capacity, peak);
+    let _inside = runtime.enter();
+    let Some(output) = args.output.as_ref().filter(|_| !args.doctor) else {
+        print_ceilings(&doctor(&samples, &plan)?, &plan);
+        return Ok(());
     };
-    let run = {
-        let _inside = runtime.enter();
-        train::train(samples, missing, receipt, &plan, &args.output, &STOP, &on_step)?
-    };
+    let meter = StepMeter::new(plan.steps());
+    let on_step = |report: StepReport| meter.show(report.step, || line(&report, peak));
+    let done = train::train(samples, missing, receipt, &plan, output, &STOP, &on_step);
+    meter.finish();
+    let run = done?;
     // Short, and the run is there already: not for Ctrl-C to part.
     let pool = runtime.block_on(Pool::open(&args.pool))?;
-    runtime.block_on(records::write_run(&pool, &record(&args.output, &run)))?;
+    runtime.block_on(records::write_run(&pool, &record(output, &run)))?;
     if run.unreadable > 0 {
-        crate::note!("{} draws were replaced because their image could not be read", run.unreadable);
+        let list = output.join("unreadable.jsonl");
+        crate::note!("{} draws were replaced because their image could not be read: {}", run.unreadable, list.display());
     }
     crate::note!(
         "trained on {} samples seen in {:.1} s ({:.0} samples/s), loss {:.4}: {}",
@@ -62,26 +59,69 @@ pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
         run.seconds,
         run.samples_per_second,
         run.loss,
-        args.output.display()
+        output.display()
     );
     Ok(())
 }
 
+fn line(r: &StepReport, peak: f64) -> String {
+    let norm = r.gradient_norm.map(|norm| format!(" | gradient norm {norm:.2}")).unwrap_or_default();
+    format!(
+        "loss {:.4} | learning rate {:.2e} | logit scale {:.2}{norm} | {} samples/s | data wait {:.0}% | {:.0}% of peak",
+        r.loss,
+        r.learning_rate,
+        r.logit_scale,
+        rate(r.samples_per_second),
+        100.0 * r.data_wait,
+        100.0 * r.flops_per_second / peak
+    )
+}
+
+/// Three digits, whatever the size.
+fn rate(per_second: f64) -> String {
+    let decimals = if per_second >= 100.0 { 0 } else { 1 };
+    format!("{per_second:.decimals$}")
+}
+
 fn plan(args: &cli::Train) -> Result<Plan> {
     let named = Recipe::named(&args.scale)?;
+    let model = match &args.model {
+        Some(model) if model.ends_with(".json") => ModelConfig::read(Path::new(model))?,
+        Some(model) => ModelConfig::named(model).ok_or_else(|| Error::Usage {
+            message: format!("no model is named '{model}'"),
+            hint: "ViT-B-32, ViT-B-16, ViT-L-14, these with -quickgelu, tiny, or a file of open_clip's model_configs",
+        })?,
+        None => ModelConfig::named(&named.model).expect("recipes name known models"),
+    };
     let recipe = Recipe {
+        model: args.model.clone().unwrap_or(named.model.clone()),
         samples_seen: args.samples_seen.unwrap_or(named.samples_seen),
         batch_size: args.batch_size.unwrap_or(named.batch_size),
         learning_rate: args.learning_rate.unwrap_or(named.learning_rate),
+        gradient_clip: args.clip_gradients,
         ..named
     };
-    if !(recipe.learning_rate > 0.0 && recipe.learning_rate.is_finite()) {
-        let message = format!("the learning rate must be a number above 0, got {}", recipe.learning_rate);
-        return Err(Error::Usage { message, hint: "for instance: --learning-rate 5e-4" });
+    for (what, value, hint) in [
+        ("the learning rate", Some(recipe.learning_rate), "for instance: --learning-rate 5e-4"),
+        ("the norm of --clip-gradients", recipe.gradient_clip, "for instance: --clip-gradients 1"),
+    ] {
+        if value.is_some_and(|value| !(value > 0.0 && value.is_finite())) {
+            let message = format!("{what} must be a number above 0, got {}", value.unwrap_or_default());
+            return Err(Error::Usage { message, hint });
+        }
     }
-    let model = ModelConfig::named(&recipe.model).expect("recipes name known models");
-    let pool = absolute(&args.pool);
-    Ok(Plan { pool, recipe, model, seed: args.seed, micro_batch: args.micro_batch, max_steps: args.max_steps })
+    Ok(Plan {
+        pool: absolute(&args.pool),
+        recipe,
+        model,
+        seed: args.seed,
+        shuffle: args.shuffle,
+        micro_batch: args.micro_batch,
+        memory: args.train_memory.try_into().unwrap_or(usize::MAX),
+        max_steps: args.max_steps,
+        resume: args.resume,
+        track_samples: args.track_samples,
+    })
 }
 
 /// The subset that `--select` names, and its receipt; a file without one gets what can be told of it.
@@ -106,23 +146,78 @@ async fn select(args: &cli::Train, pool: &Pool) -> Result<(Subset, Receipt)> {
     Ok((subset, receipt))
 }
 
-fn print_plan(plan: &Plan, receipt: &Receipt, drawable: usize) {
+/// What of its matrix products' peak a step reaches, roughly: for the estimate alone.
+const USUAL_SHARE: f64 = 0.6;
+
+fn print_plan(plan: &Plan, receipt: &Receipt, drawable: usize, capacity: train::model::Capacity, peak: f64) {
     let r = &plan.recipe;
-    let parameters = train::parameters::Parameters::new(&plan.model).len;
-    let off = if r.is_on_recipe() && plan.max_steps.is_none() { "" } else { " (off recipe)" };
+    let off = if plan.is_on_recipe() { "" } else { " (off recipe)" };
+    let (steps, all) = (plan.steps(), r.steps());
+    let samples = steps * r.batch_size as u64;
+    let forward = plan.model.flops();
     crate::note!("scale        {}{off}", r.scale);
-    crate::note!("model        {}, {:.1} M parameters", r.model, parameters as f64 / 1e6);
+    crate::note!("model        {}, {:.1} M parameters", r.model, Parameters::new(&plan.model).len as f64 / 1e6);
+    crate::note!("             {:.2} GFLOP a sample, {:.2} with its gradients", forward / 1e9, 3.0 * forward / 1e9);
     crate::note!("subset       {}, {} samples, {drawable} to draw from", receipt.filter, receipt.subset_size);
-    crate::note!("samples seen {} in {} steps of {}", r.samples_seen, r.steps(), r.batch_size);
+    if let Shuffle::Blocks(size) = plan.shuffle {
+        crate::note!("shuffle      blocks of {size}");
+    }
+    let of_all = if steps < all { format!(" of the schedule's {all}") } else { String::new() };
+    crate::note!("samples seen {samples} in {steps} steps{of_all} of {}", r.batch_size);
     crate::note!(
-        "AdamW        learning rate {}, {} steps of warm-up, betas {} {}, weight decay {}",
+        "AdamW        learning rate {}, {} steps of warm-up, betas {} {}, weight decay {}{}",
         r.learning_rate,
         r.warmup,
         r.beta1,
         r.beta2,
-        r.weight_decay
+        r.weight_decay,
+        r.gradient_clip.map(|norm| format!(", gradients clipped to {norm}")).unwrap_or_default()
     );
+    let kept = match r.batch_size.div_ceil(capacity.samples) {
+        1 => String::new(),
+        parts if capacity.kept >= parts => ", all kept for their gradients".to_string(),
+        _ => format!(", {} kept for their gradients, the others computed again", capacity.kept),
+    };
+    crate::note!("micro-batch  {}{kept}", capacity.samples);
+    let per_second = USUAL_SHARE * peak / (3.0 * forward);
+    let took = duration(samples as f64 / per_second);
+    crate::note!("machine      {:.0} GFLOP/s in matrix products: {took} at {:.0}% of it", peak / 1e9, 100.0 * USUAL_SHARE);
     crate::note!("seed         {}", plan.seed);
+}
+
+/// `42 s`, `12 min`, `3.4 h`, `12 days`.
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 90.0 => format!("{s:.0} s"),
+        s if s < 5400.0 => format!("{:.0} min", s / 60.0),
+        s if s < 172_800.0 => format!("{:.1} h", s / 3600.0),
+        s => format!("{:.0} days", s / 86_400.0),
+    }
+}
+
+fn print_ceilings(c: &Ceilings, plan: &Plan) {
+    crate::note!("");
+    crate::note!("each by itself, with all cores:");
+    crate::note!("read         {:>8} samples/s", rate(c.read));
+    crate::note!("decode       {:>8} samples/s", rate(c.decode));
+    crate::note!(
+        "train        {:>8} samples/s, {:.0} GFLOP/s in matrix products, {:.0}% of {:.0}",
+        rate(c.compute),
+        c.flops / 1e9,
+        100.0 * c.flops / c.peak_flops,
+        c.peak_flops / 1e9
+    );
+    // Decoding and training share the cores; reading waits for the disk beside them.
+    let together = 1.0 / (1.0 / c.decode + 1.0 / c.compute);
+    let both = together.min(c.read);
+    let samples = plan.steps() * plan.recipe.batch_size as u64;
+    crate::note!("together     {:>8} samples/s: {} for {samples} samples", rate(both), duration(samples as f64 / both));
+    let (what, advice) = match c {
+        _ if c.read < together => ("reading binds", "a faster disk, a pool on this machine, or --shuffle blocks:256"),
+        _ if c.decode < c.compute => ("decoding binds", "more cores, or smaller pictures in the pool"),
+        _ => ("training binds", "more cores, or a smaller model"),
+    };
+    crate::note!("{what}: {advice}");
 }
 
 fn record(output: &Path, run: &Run) -> RunRecord {

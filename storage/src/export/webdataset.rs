@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::{Float32Type, Int32Type};
+use arrow::datatypes::Int32Type;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use lance::Dataset;
@@ -158,12 +158,13 @@ async fn write_shard(
             let Some(mut bytes) = blobs[i].clone() else { continue };
             let mut about = about.sample(i, row.uid);
             let boxes = about.boxes();
-            if blur && !boxes.is_empty() {
+            if blur && !boxes.is_empty() && !about.is_blurred() {
                 let decoded = tokio::task::block_in_place(|| images::blur_faces(&bytes, &boxes));
                 match decoded {
                     Some(blurred) => {
                         bytes = blurred.into();
                         about.format = "jpeg".to_string();
+                        about.status = Some(images::BLURRED.to_string());
                         summary.blurred += 1;
                     }
                     None => summary.not_blurred += 1,
@@ -262,13 +263,6 @@ impl About {
             let column = batch.column_by_name(name)?.as_primitive_opt::<Int32Type>()?;
             column.is_valid(i).then(|| column.value(i))
         };
-        let face_bboxes = || {
-            let column = self.of_samples.column_by_name("face_bboxes")?.as_list_opt::<i32>()?;
-            let boxes = column.is_valid(k).then(|| column.value(k))?;
-            let boxes = boxes.as_fixed_size_list();
-            let of = |i: usize| boxes.value(i).as_primitive::<Float32Type>().values().as_ref().try_into().ok();
-            Some((0..boxes.len()).filter_map(of).collect())
-        };
         let sha256 = || {
             let column = self.of_samples.column_by_name("sha256")?.as_fixed_size_binary_opt()?;
             column.is_valid(k).then(|| hex_encode(column.value(k)))
@@ -284,7 +278,7 @@ impl About {
             original_width: int(&self.of_samples, "original_width", k),
             original_height: int(&self.of_samples, "original_height", k),
             sha256: sha256(),
-            face_bboxes: face_bboxes(),
+            face_bboxes: images::face_boxes(&self.of_samples, k),
         }
     }
 }
@@ -294,7 +288,11 @@ impl Sample {
         self.face_bboxes.clone().unwrap_or_default()
     }
 
-    /// As img2dataset writes it.
+    fn is_blurred(&self) -> bool {
+        self.status.as_deref() == Some(images::BLURRED)
+    }
+
+    /// As img2dataset writes it, and whether the faces are blurred.
     fn json(&self) -> String {
         let value = json!({
             "uid": self.uid.to_string(),
@@ -302,7 +300,8 @@ impl Sample {
             "caption": self.text,
             "url": self.url,
             "key": self.uid.to_string(),
-            "status": self.status.as_deref().unwrap_or("success"),
+            "status": self.status.as_deref().filter(|_| !self.is_blurred()).unwrap_or("success"),
+            "blurred": self.is_blurred(),
             "error_message": null,
             "width": self.width,
             "height": self.height,

@@ -41,13 +41,15 @@ pub struct Options {
     pub strict: bool,
     /// Rows of `pool` a fragment.
     pub fragment_rows: usize,
+    /// The faces in shards are blurred already, as DataComp's downloader leaves them.
+    pub blurred: bool,
     /// Bytes of shards a commit, and images a fragment.
     pub group_bytes: u64,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { memory: 2 << 30, strict: false, fragment_rows: 1 << 19, group_bytes: 1 << 30 }
+        Options { memory: 2 << 30, strict: false, blurred: false, fragment_rows: 1 << 19, group_bytes: 1 << 30 }
     }
 }
 

@@ -33,6 +33,7 @@ pub(super) struct Info {
     pub original_width: Option<i32>,
     pub original_height: Option<i32>,
     pub sha256: Option<String>,
+    /// img2dataset's, or [`crate::images::BLURRED`] where the JSON says that the faces are blurred.
     pub status: Option<String>,
     pub face_bboxes: Option<Vec<[f32; 4]>>,
 }
@@ -189,7 +190,7 @@ fn parse(json: &[u8]) -> serde_json::Result<Info> {
         original_width: int("original_width"),
         original_height: int("original_height"),
         sha256: text("sha256"),
-        status: text("status"),
+        status: if value["blurred"] == true { Some(images::BLURRED.to_string()) } else { text("status") },
         face_bboxes: value["face_bboxes"].as_array().map(|all| all.iter().filter_map(bbox).collect()),
     })
 }

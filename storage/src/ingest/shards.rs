@@ -105,6 +105,8 @@ struct Flying {
 struct Group {
     shards: Vec<Shard>,
     uids: Uids,
+    /// The faces in its images are blurred already.
+    blurred: bool,
 }
 
 struct Shard {
@@ -201,7 +203,7 @@ async fn plan_group(run: &mut Run<'_>, images: &Dataset, pool: &Dataset, sources
             }
         }
     }
-    Ok(Group { shards, uids })
+    Ok(Group { shards, uids, blurred: run.options.blurred })
 }
 
 struct Written {
@@ -237,7 +239,7 @@ fn read_group(group: &Group, batches: &Batches, done: &AtomicU64) -> Result<()> 
         let name = file.source.name();
         let (mut held, mut bytes, mut at) = (Vec::new(), 0, 0);
         let send = |held: &mut Vec<Sample>| {
-            let batch = image_batch(held, &name).map_err(|e| ArrowError::ExternalError(Box::new(e)));
+            let batch = image_batch(held, &name, group.blurred).map_err(|e| ArrowError::ExternalError(Box::new(e)));
             held.clear();
             batches.send(batch).is_ok()
         };
@@ -267,7 +269,7 @@ fn read_group(group: &Group, batches: &Batches, done: &AtomicU64) -> Result<()> 
     Ok(())
 }
 
-fn image_batch(samples: &[Sample], source: &str) -> Result<RecordBatch> {
+fn image_batch(samples: &[Sample], source: &str, blurred: bool) -> Result<RecordBatch> {
     let n = samples.len();
     let mut uids = FixedSizeBinaryBuilder::with_capacity(n, 16);
     let mut bytes = BlobArrayBuilder::new(n);
@@ -283,7 +285,8 @@ fn image_batch(samples: &[Sample], source: &str) -> Result<RecordBatch> {
         formats.append_value(format);
         digests.append_value(Sha256::digest(&sample.image))?;
         sources.append_value(format!("{source}/{}", sample.key));
-        statuses.append_option(sample.info.status.as_deref());
+        let status = if blurred { Some(images::BLURRED) } else { sample.info.status.as_deref() };
+        statuses.append_option(status);
     }
     let columns: Vec<ArrayRef> = vec![
         Arc::new(uids.finish()),

@@ -1,7 +1,6 @@
 //! The operations that the model is written over. A backend owns all memory; the model holds `Span`s into it.
 
 mod cpu;
-mod math;
 
 pub use cpu::Cpu;
 
@@ -42,15 +41,25 @@ pub struct Gemm {
     pub bias: Option<Span>,
 }
 
-/// The shape of self-attention over packed queries, keys and values.
+/// Self-attention within sequences that lie one after another in the rows of a matrix.
 #[derive(Debug, Clone, Copy)]
-pub struct Attention {
-    pub batch: usize,
-    pub tokens: usize,
+pub struct Attention<'a> {
+    /// Sequence s has rows `starts[s]..starts[s + 1]` of keys and values.
+    pub starts: &'a [usize],
+    /// One query a sequence, that of these rows of the keys; otherwise every row has one.
+    pub queries: Option<&'a [usize]>,
     pub heads: usize,
     pub head_width: usize,
-    /// Token t sees tokens 0..=t only.
+    /// A query sees the keys of its sequence up to its own row.
     pub causal: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// The exact (erf) GELU.
+    Gelu,
+    /// x * sigmoid(1.702 x), of OpenAI's models.
+    QuickGelu,
 }
 
 /// Hyper-parameters of one AdamW step.
@@ -63,6 +72,8 @@ pub struct AdamW {
     pub weight_decay: f32,
     /// Counted from 1, for the bias correction.
     pub step: u64,
+    /// Factor of all gradients, below 1 where they are clipped.
+    pub gradient_scale: f32,
 }
 
 /// An output span never overlaps an input of the same call, unless the operation says that it works in place.
@@ -79,28 +90,29 @@ pub trait Backend {
     fn add(&mut self, out: Span, x: Span);
 
     fn gemm(&mut self, gemm: Gemm);
+    /// Floating-point operations of all matrix products so far, attention's included: 2 m n k each.
+    fn flops(&self) -> f64;
     /// `out[n] += sum over rows of x[rows, n]`.
     fn add_column_sums(&mut self, out: Span, x: Span);
 
-    /// `out[rows, dim]` from `x[rows, dim]`, epsilon 1e-5; `stats[rows, 2]` keeps mean and reciprocal deviation.
-    fn layer_norm(&mut self, out: Span, stats: Span, x: Span, gamma: Span, beta: Span);
+    /// `out[rows, dim]` from `x[rows, dim]`; `stats[rows, 2]` keeps mean and reciprocal deviation.
+    fn layer_norm(&mut self, out: Span, stats: Span, x: Span, gamma: Span, beta: Span, eps: f32);
     /// `dx += `, `dgamma += `, `dbeta += ` from `dy`.
     fn layer_norm_backward(&mut self, grads: LayerNormGrads, dy: Span, x: Span, stats: Span, gamma: Span);
 
-    /// The exact (erf) GELU.
-    fn gelu(&mut self, out: Span, x: Span);
-    /// `dy *= gelu'(x)`, in place.
-    fn gelu_backward(&mut self, dy: Span, x: Span);
+    fn activate(&mut self, activation: Activation, out: Span, x: Span);
+    /// `dy *= activation'(x)`, in place.
+    fn activate_backward(&mut self, activation: Activation, dy: Span, x: Span);
 
-    /// `out[batch, tokens, heads * head_width]` from `qkv[batch, tokens, 3 * heads * head_width]`.
-    fn attention(&mut self, out: Span, qkv: Span, shape: Attention);
-    /// `dqkv` from `dout`; the probabilities are computed again.
-    fn attention_backward(&mut self, dqkv: Span, dout: Span, qkv: Span, shape: Attention);
+    /// `out[queries, width]` from `q[queries, width]` and `kv[rows, 2 * width]`, width being `heads * head_width`.
+    fn attention(&mut self, out: Span, q: Span, kv: Span, shape: Attention);
+    /// `dq = `, `dkv = ` from `dout`; the probabilities are computed again.
+    fn attention_backward(&mut self, dq: Span, dkv: Span, dout: Span, q: Span, kv: Span, shape: Attention);
 
-    /// `out[batch, tokens, dim] = table[ids] + positions[tokens]`; `ids` is `[batch, tokens]`.
-    fn embed_tokens(&mut self, out: Span, table: Span, positions: Span, ids: &[u32], tokens: usize);
+    /// `out[rows, dim] = table[ids] + positions[row - start of its sequence]`.
+    fn embed_tokens(&mut self, out: Span, table: Span, positions: Span, ids: &[u32], starts: &[usize]);
     /// `dtable += `, `dpositions += ` from `dout`.
-    fn embed_tokens_backward(&mut self, dtable: Span, dpositions: Span, dout: Span, ids: &[u32], tokens: usize);
+    fn embed_tokens_backward(&mut self, dtable: Span, dpositions: Span, dout: Span, ids: &[u32], starts: &[usize]);
 
     /// `pixels[batch, 3, size, size]` into `out[batch * (size/patch)^2, 3 * patch * patch]`, channel-major as a
     /// convolution's weight.
@@ -121,8 +133,12 @@ pub trait Backend {
     fn normalize_backward(&mut self, dx: Span, dy: Span, y: Span, norms: Span);
 
     /// CLIP's symmetric cross entropy over `images[n, dim]` and `texts[n, dim]`, normalised, with logits
-    /// `scale * images · textsᵀ`. Writes `d_images`, `d_texts`; returns the loss and d loss / d ln(scale).
-    fn contrastive_loss(&mut self, d_images: Span, d_texts: Span, images: Span, texts: Span, n: usize, scale: f32) -> (f32, f32);
+    /// `scale * images · textsᵀ`, which are never held all at once. `losses[n]` gets each sample's part, their mean
+    /// being the loss; writes `d_images` and `d_texts`; returns d loss / d ln(scale).
+    fn contrastive_loss(&mut self, to: LossGrads, losses: Span, images: Span, texts: Span, scale: f32) -> f32;
+
+    /// The sum of the squares of all values.
+    fn square_sum(&self, x: Span) -> f64;
 
     /// One step over `params`, with moments `m` and `v`. Decay is decoupled; `decayed` is given per range of `params`.
     fn adamw(&mut self, state: AdamWState, decayed: &[(std::ops::Range<usize>, bool)], hyper: AdamW);
@@ -134,6 +150,13 @@ pub struct LayerNormGrads {
     pub dx: Span,
     pub dgamma: Span,
     pub dbeta: Span,
+}
+
+/// Where `contrastive_loss` writes.
+#[derive(Debug, Clone, Copy)]
+pub struct LossGrads {
+    pub d_images: Span,
+    pub d_texts: Span,
 }
 
 /// The flat arenas of an optimizer, all of one length.

@@ -1,70 +1,113 @@
-use crate::backend::{Attention, Backend, Gemm, LayerNormGrads, Span};
+use crate::backend::{Activation, Attention, Backend, Gemm, LayerNormGrads, Span};
 use crate::parameters::{Block, LayerNorm, Linear, part};
 
-/// What a block's forward keeps for its backward, for up to `rows` = B*T tokens of width C.
+/// What a tower's blocks have in common, and the sequences that they work on now.
+#[derive(Clone, Copy)]
+pub struct Shape<'a> {
+    pub width: usize,
+    /// The width between the two layers of the MLP.
+    pub hidden: usize,
+    pub activation: Activation,
+    pub eps: f32,
+    /// With one query a sequence the block works on those rows alone: the last block of a tower, of which only one
+    /// token is pooled.
+    pub attention: Attention<'a>,
+}
+
+impl Shape<'_> {
+    /// Rows of keys and values, the block's input.
+    fn rows(&self) -> usize {
+        self.attention.starts[self.attention.starts.len() - 1]
+    }
+
+    /// Rows of queries, the block's output.
+    fn queries(&self) -> usize {
+        self.attention.queries.map_or(self.rows(), <[usize]>::len)
+    }
+}
+
+/// What a block's forward keeps for its backward, for up to so many rows.
 pub struct Activations {
     ln_1: Span,
     ln_1_stats: Span,
-    qkv: Span,
+    /// The rows of `ln_1` that have queries, where not all have.
+    ln_1_queries: Option<Span>,
+    q: Span,
+    kv: Span,
     attention: Span,
     /// The residual stream after attention, and after the block.
     middle: Span,
     ln_2: Span,
     ln_2_stats: Span,
     fc: Span,
-    gelu: Span,
+    activated: Span,
     pub out: Span,
 }
 
 /// Gradients that every block's backward uses in turn.
 pub struct Scratch {
-    wide: Span,
-    packed: Span,
+    hidden: Span,
+    dq: Span,
+    dkv: Span,
     plain: Span,
+    rows: Span,
 }
 
 impl Activations {
-    pub fn new(b: &mut impl Backend, rows: usize, width: usize) -> Activations {
-        let mut alloc = |columns: usize| b.alloc(rows * columns);
+    /// `queries` is given where it is less than `rows`.
+    pub fn new(b: &mut impl Backend, rows: usize, queries: Option<usize>, width: usize, hidden: usize) -> Activations {
+        let of_queries = queries.unwrap_or(rows);
         Activations {
-            ln_1: alloc(width),
-            ln_1_stats: alloc(2),
-            qkv: alloc(3 * width),
-            attention: alloc(width),
-            middle: alloc(width),
-            ln_2: alloc(width),
-            ln_2_stats: alloc(2),
-            fc: alloc(4 * width),
-            gelu: alloc(4 * width),
-            out: alloc(width),
+            ln_1: b.alloc(rows * width),
+            ln_1_stats: b.alloc(rows * 2),
+            ln_1_queries: queries.map(|queries| b.alloc(queries * width)),
+            q: b.alloc(of_queries * width),
+            kv: b.alloc(rows * 2 * width),
+            attention: b.alloc(of_queries * width),
+            middle: b.alloc(of_queries * width),
+            ln_2: b.alloc(of_queries * width),
+            ln_2_stats: b.alloc(of_queries * 2),
+            fc: b.alloc(of_queries * hidden),
+            activated: b.alloc(of_queries * hidden),
+            out: b.alloc(of_queries * width),
         }
     }
 
-    /// The same for the first `rows` tokens.
-    fn first(&self, rows: usize, width: usize) -> Activations {
+    /// Values of float32 a row.
+    pub fn values_per_row(width: usize, hidden: usize) -> usize {
+        8 * width + 2 * hidden + 4
+    }
+
+    /// The same for the first rows.
+    fn first(&self, shape: &Shape) -> Activations {
+        let (rows, queries, width, hidden) = (shape.rows(), shape.queries(), shape.width, shape.hidden);
         Activations {
             ln_1: self.ln_1.first(rows * width),
             ln_1_stats: self.ln_1_stats.first(rows * 2),
-            qkv: self.qkv.first(rows * 3 * width),
-            attention: self.attention.first(rows * width),
-            middle: self.middle.first(rows * width),
-            ln_2: self.ln_2.first(rows * width),
-            ln_2_stats: self.ln_2_stats.first(rows * 2),
-            fc: self.fc.first(rows * 4 * width),
-            gelu: self.gelu.first(rows * 4 * width),
-            out: self.out.first(rows * width),
+            ln_1_queries: shape.attention.queries.and(self.ln_1_queries).map(|span| span.first(queries * width)),
+            q: self.q.first(queries * width),
+            kv: self.kv.first(rows * 2 * width),
+            attention: self.attention.first(queries * width),
+            middle: self.middle.first(queries * width),
+            ln_2: self.ln_2.first(queries * width),
+            ln_2_stats: self.ln_2_stats.first(queries * 2),
+            fc: self.fc.first(queries * hidden),
+            activated: self.activated.first(queries * hidden),
+            out: self.out.first(queries * width),
         }
     }
 }
 
 impl Scratch {
-    pub fn new(b: &mut impl Backend, rows: usize, width: usize) -> Scratch {
-        Scratch { wide: b.alloc(rows * 4 * width), packed: b.alloc(rows * 3 * width), plain: b.alloc(rows * width) }
+    /// For blocks of up to so many rows times width, and rows times hidden width.
+    pub fn new(b: &mut impl Backend, values: usize, hidden_values: usize) -> Scratch {
+        let [dq, plain, rows] = [(); 3].map(|()| b.alloc(values));
+        Scratch { hidden: b.alloc(hidden_values), dq, dkv: b.alloc(2 * values), plain, rows }
     }
 }
 
-/// `out[rows, n] = x[rows, k] · weightᵀ + bias`.
-pub fn linear(b: &mut impl Backend, values: Span, layer: &Linear, out: Span, x: Span, accumulate: bool) {
+/// `out[rows, n] (+)= x[rows, k] · weightᵀ + bias`.
+fn linear(b: &mut impl Backend, values: Span, layer: &Linear, out: Span, x: Span, accumulate: bool) {
     let (n, k) = (layer.bias.len(), layer.weight.len() / layer.bias.len());
     b.gemm(Gemm {
         out,
@@ -80,46 +123,24 @@ pub fn linear(b: &mut impl Backend, values: Span, layer: &Linear, out: Span, x: 
     });
 }
 
-/// `dx = dy · weight`, and the gradients of weight and bias.
-fn linear_backward(b: &mut impl Backend, values: Span, grads: Span, layer: &Linear, dx: Span, dy: Span, x: Span) {
+/// `dx (+)= dy · weight`, and the gradients of weight and bias.
+#[allow(clippy::too_many_arguments)]
+fn linear_backward(b: &mut impl Backend, values: Span, grads: Span, layer: &Linear, dx: Span, dy: Span, x: Span, accumulate: bool) {
     let (n, k) = (layer.bias.len(), layer.weight.len() / layer.bias.len());
     let m = x.len / k;
-    matmul_backward(b, part(values, &layer.weight), part(grads, &layer.weight), Some(dx), dy, x, [m, n, k], true);
+    weight_backward(b, part(grads, &layer.weight), dy, x, [n, k, m]);
+    let w = part(values, &layer.weight);
+    b.gemm(Gemm { out: dx, a: dy, b: w, m, n: k, k: n, transpose_a: false, transpose_b: false, accumulate, bias: None });
     b.add_column_sums(part(grads, &layer.bias), dy);
 }
 
-/// Backward of `y[m, n] = x[m, k] · w`, where `w` is `[n, k]` if `transposed` and `[k, n]` otherwise.
-#[allow(clippy::too_many_arguments)]
-pub fn matmul_backward(
-    b: &mut impl Backend,
-    w: Span,
-    dw: Span,
-    dx: Option<Span>,
-    dy: Span,
-    x: Span,
-    [m, n, k]: [usize; 3],
-    transposed: bool,
-) {
-    let (rows, columns, left, right) = if transposed { (n, k, dy, x) } else { (k, n, x, dy) };
-    b.gemm(Gemm {
-        out: dw,
-        a: left,
-        b: right,
-        m: rows,
-        n: columns,
-        k: m,
-        transpose_a: true,
-        transpose_b: false,
-        accumulate: true,
-        bias: None,
-    });
-    if let Some(dx) = dx {
-        b.gemm(Gemm { out: dx, a: dy, b: w, m, n: k, k: n, transpose_a: false, transpose_b: !transposed, accumulate: false, bias: None });
-    }
+/// `dw[m, n] += aᵀ · b`, from `a[k, m]` and `b[k, n]`.
+pub fn weight_backward(b: &mut impl Backend, dw: Span, left: Span, right: Span, [m, n, k]: [usize; 3]) {
+    b.gemm(Gemm { out: dw, a: left, b: right, m, n, k, transpose_a: true, transpose_b: false, accumulate: true, bias: None });
 }
 
-pub fn layer_norm(b: &mut impl Backend, values: Span, layer: &LayerNorm, out: Span, stats: Span, x: Span) {
-    b.layer_norm(out, stats, x, part(values, &layer.weight), part(values, &layer.bias));
+pub fn layer_norm(b: &mut impl Backend, values: Span, layer: &LayerNorm, out: Span, stats: Span, x: Span, eps: f32) {
+    b.layer_norm(out, stats, x, part(values, &layer.weight), part(values, &layer.bias), eps);
 }
 
 /// `dx += `, and the gradients of the layer's weight and bias.
@@ -129,24 +150,34 @@ pub fn layer_norm_backward(b: &mut impl Backend, values: Span, grads: Span, laye
     b.layer_norm_backward(to, dy, x, stats, part(values, &layer.weight));
 }
 
-/// `a.out[B*T, C]` from `x[B*T, C]`.
-pub fn forward(b: &mut impl Backend, values: Span, block: &Block, a: &Activations, x: Span, shape: Attention) {
-    let width = shape.heads * shape.head_width;
-    let a = a.first(shape.batch * shape.tokens, width);
-    layer_norm(b, values, &block.ln_1, a.ln_1, a.ln_1_stats, x);
-    linear(b, values, &block.qkv, a.qkv, a.ln_1, false);
-    b.attention(a.attention, a.qkv, shape);
-    b.copy(a.middle, x);
+/// `a.out[queries, C]` from `x[rows, C]`.
+pub fn forward(b: &mut impl Backend, values: Span, block: &Block, a: &Activations, x: Span, shape: &Shape) {
+    let a = a.first(shape);
+    layer_norm(b, values, &block.ln_1, a.ln_1, a.ln_1_stats, x, shape.eps);
+    linear(b, values, &block.kv, a.kv, a.ln_1, false);
+    match (a.ln_1_queries, shape.attention.queries) {
+        (Some(ln_1), Some(queries)) => {
+            b.gather(ln_1, a.ln_1, queries, shape.width);
+            b.gather(a.middle, x, queries, shape.width);
+            linear(b, values, &block.q, a.q, ln_1, false);
+        }
+        _ => {
+            b.copy(a.middle, x);
+            linear(b, values, &block.q, a.q, a.ln_1, false);
+        }
+    }
+    b.attention(a.attention, a.q, a.kv, shape.attention);
     linear(b, values, &block.out, a.middle, a.attention, true);
 
-    layer_norm(b, values, &block.ln_2, a.ln_2, a.ln_2_stats, a.middle);
+    layer_norm(b, values, &block.ln_2, a.ln_2, a.ln_2_stats, a.middle, shape.eps);
     linear(b, values, &block.fc, a.fc, a.ln_2, false);
-    b.gelu(a.gelu, a.fc);
+    b.activate(shape.activation, a.activated, a.fc);
     b.copy(a.out, a.middle);
-    linear(b, values, &block.proj, a.out, a.gelu, true);
+    linear(b, values, &block.proj, a.out, a.activated, true);
 }
 
-/// Turns `d[B*T, C]`, the gradient of the block's output, into that of its input `x`.
+/// From `d[queries, C]`, the gradient of the block's output, that of its input `x[rows, C]`, in `dx`. Where every row
+/// has a query, `d` and `dx` are the same span; otherwise `d` is used up.
 #[allow(clippy::too_many_arguments)]
 pub fn backward(
     b: &mut impl Backend,
@@ -156,21 +187,31 @@ pub fn backward(
     a: &Activations,
     s: &Scratch,
     d: Span,
+    dx: Span,
     x: Span,
-    shape: Attention,
+    shape: &Shape,
 ) {
-    let width = shape.heads * shape.head_width;
-    let rows = shape.batch * shape.tokens;
-    let a = a.first(rows, width);
-    let (wide, packed, plain) = (s.wide.first(rows * 4 * width), s.packed.first(rows * 3 * width), s.plain.first(rows * width));
+    let a = a.first(shape);
+    let (queries, rows) = (shape.queries() * shape.width, shape.rows() * shape.width);
+    let (hidden, plain) = (s.hidden.first(shape.queries() * shape.hidden), s.plain.first(queries));
 
-    linear_backward(b, values, grads, &block.proj, wide, d, a.gelu);
-    b.gelu_backward(wide, a.fc);
-    linear_backward(b, values, grads, &block.fc, plain, wide, a.ln_2);
+    linear_backward(b, values, grads, &block.proj, hidden, d, a.activated, false);
+    b.activate_backward(shape.activation, hidden, a.fc);
+    linear_backward(b, values, grads, &block.fc, plain, hidden, a.ln_2, false);
     layer_norm_backward(b, values, grads, &block.ln_2, d, plain, a.middle, a.ln_2_stats);
 
-    linear_backward(b, values, grads, &block.out, plain, d, a.attention);
-    b.attention_backward(packed, plain, a.qkv, shape);
-    linear_backward(b, values, grads, &block.qkv, plain, packed, a.ln_1);
-    layer_norm_backward(b, values, grads, &block.ln_1, d, plain, x, a.ln_1_stats);
+    linear_backward(b, values, grads, &block.out, plain, d, a.attention, false);
+    let (dq, dkv, dln_1) = (s.dq.first(queries), s.dkv.first(2 * rows), s.rows.first(rows));
+    b.attention_backward(dq, dkv, plain, a.q, a.kv, shape.attention);
+    linear_backward(b, values, grads, &block.kv, dln_1, dkv, a.ln_1, false);
+    match (a.ln_1_queries, shape.attention.queries) {
+        (Some(ln_1), Some(which)) => {
+            linear_backward(b, values, grads, &block.q, plain, dq, ln_1, false);
+            b.gather_backward(dln_1, plain, which, shape.width);
+            b.zero(dx);
+            b.gather_backward(dx, d, which, shape.width);
+        }
+        _ => linear_backward(b, values, grads, &block.q, dln_1, dq, a.ln_1, true),
+    }
+    layer_norm_backward(b, values, grads, &block.ln_1, dx, dln_1, x, a.ln_1_stats);
 }

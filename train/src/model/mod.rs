@@ -1,85 +1,169 @@
 //! CLIP with explicit forward and backward, written once over `Backend`.
 //!
-//! Letters: B samples, T tokens, C width, E embed_dim. Activations are allocated once for a micro-batch and reused.
+//! Work is saved where the result stays the same: captions are packed without padding, the last block of a tower
+//! works on the one token that is pooled, and pixels get no gradient.
 
 mod block;
 mod text;
+mod tower;
 mod vision;
 
+use std::ops::Range;
+
 use crate::backend::{Backend, Span};
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, TextConfig};
 use crate::parameters::{Parameters, part};
 
 use text::TextTower;
+use tower::{Arenas, Workspace};
 use vision::VisionTower;
 
-/// A model on a backend: parameters, and activations for up to `micro_batch` samples.
+/// Of PyTorch's `LayerNorm`.
+const LAYER_NORM_EPS: f32 = 1e-5;
+
+/// A model on a backend: parameters, and activations of micro-batches.
 pub struct Model<B> {
     pub backend: B,
     pub config: ModelConfig,
     pub parameters: Parameters,
     pub values: Span,
-    micro_batch: usize,
+    capacity: Capacity,
+    pixels: Span,
+    slots: Vec<Slot>,
+    /// `None` where nothing goes backward.
+    workspace: Option<Workspace>,
+}
+
+/// The activations of one micro-batch.
+struct Slot {
     vision: VisionTower,
     text: TextTower,
 }
 
-/// Token ids of a batch, `[batch, tokens]`, cut to its longest caption: with causal attention nothing behind a
-/// caption's end can reach its feature.
+/// How much a model holds at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Samples of a micro-batch.
+    pub samples: usize,
+    /// Tokens of a micro-batch's captions, at least the context length.
+    pub tokens: usize,
+    /// Micro-batches whose activations are kept for their backward; 0 for a model that only encodes.
+    pub kept: usize,
+}
+
+/// Captions packed one after another: with causal attention nothing behind a caption's end can reach its feature.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tokens {
     pub ids: Vec<u32>,
-    pub tokens: usize,
-    /// Where each caption ends: the row of its end token in `[batch * tokens]`.
+    /// Caption i has rows `starts[i]..starts[i + 1]`.
+    pub starts: Vec<usize>,
+    /// The row of each caption's end token.
     pub ends: Vec<usize>,
 }
 
 impl Tokens {
-    /// From captions' ids with start and end, of different lengths.
-    pub fn new(captions: &[&[u32]]) -> Tokens {
-        let tokens = captions.iter().map(|c| c.len()).max().unwrap_or(1);
-        let mut ids = vec![0; captions.len() * tokens];
-        for (row, caption) in ids.chunks_exact_mut(tokens).zip(captions) {
-            row[..caption.len()].copy_from_slice(caption);
+    /// From captions' ids with start and end, of different lengths; padded where the text tower sees all tokens.
+    pub fn new<C: AsRef<[u32]>>(captions: &[C], text: &TextConfig) -> Tokens {
+        Tokens::with_lengths(captions, |caption| if text.no_causal_mask { text.context_length } else { caption })
+    }
+
+    /// Every caption padded with zeros to the context length, as open_clip has them.
+    pub fn padded<C: AsRef<[u32]>>(captions: &[C], text: &TextConfig) -> Tokens {
+        Tokens::with_lengths(captions, |_| text.context_length)
+    }
+
+    fn with_lengths<C: AsRef<[u32]>>(captions: &[C], length: impl Fn(usize) -> usize) -> Tokens {
+        let mut tokens = Tokens { ids: Vec::new(), starts: vec![0], ends: Vec::new() };
+        for caption in captions.iter().map(AsRef::as_ref) {
+            tokens.ids.extend_from_slice(caption);
+            tokens.ends.push(tokens.ids.len() - 1);
+            let start = tokens.starts[tokens.starts.len() - 1];
+            tokens.ids.resize(start + length(caption.len()), 0);
+            tokens.starts.push(tokens.ids.len());
         }
-        let ends = captions.iter().enumerate().map(|(i, c)| i * tokens + c.len() - 1).collect();
-        Tokens { ids, tokens, ends }
+        tokens
+    }
+}
+
+impl Capacity {
+    /// Bytes that the activations of one micro-batch take.
+    pub fn bytes(&self, config: &ModelConfig) -> usize {
+        let towers = vision::capacity(config, self.samples).values() + text::capacity(config, self.samples, self.tokens).values();
+        4 * (towers + self.samples * vision::embedding_values(config) + self.tokens * config.text_cfg.width)
+    }
+
+    /// Room for `samples` whose captions have `per_caption` tokens on average.
+    pub fn of(config: &ModelConfig, samples: usize, per_caption: usize, kept: usize) -> Capacity {
+        let context = config.text_cfg.context_length;
+        let per_caption = if config.text_cfg.no_causal_mask { context } else { per_caption.min(context) };
+        Capacity { samples, tokens: (samples * per_caption).max(context), kept }
     }
 }
 
 impl<B: Backend> Model<B> {
     /// With `values` for all parameters, `[parameters.len]`.
-    pub fn new(mut backend: B, config: &ModelConfig, values: &[f32], micro_batch: usize) -> Model<B> {
+    pub fn new(mut backend: B, config: &ModelConfig, values: &[f32], capacity: Capacity) -> Model<B> {
         let parameters = Parameters::new(config);
-        let arena = backend.alloc(parameters.len);
-        backend.write(arena, values);
-        let vision = VisionTower::new(&mut backend, config, micro_batch);
-        let text = TextTower::new(&mut backend, config, micro_batch);
-        Model { backend, config: config.clone(), parameters, values: arena, micro_batch, vision, text }
+        let b = &mut backend;
+        let arena = b.alloc(parameters.len);
+        b.write(arena, values);
+        let Capacity { samples, tokens, kept } = capacity;
+        let train = kept > 0;
+        let slots = (0..kept.max(1))
+            .map(|_| Slot { vision: VisionTower::new(b, config, samples, train), text: TextTower::new(b, config, samples, tokens, train) })
+            .collect();
+        let towers = [vision::capacity(config, samples), text::capacity(config, samples, tokens)];
+        let workspace = train.then(|| Workspace::new(b, towers));
+        let pixels = b.alloc(samples * 3 * config.vision_cfg.image_size.pow(2));
+        Model { backend, config: config.clone(), parameters, values: arena, capacity, pixels, slots, workspace }
     }
 
-    pub fn micro_batch(&self) -> usize {
-        self.micro_batch
+    pub fn capacity(&self) -> Capacity {
+        self.capacity
     }
 
-    /// `features[B, E]`, not normalised, from `pixels[B, 3, size, size]`, normalised.
-    pub fn encode_images(&mut self, features: Span, pixels: &[f32]) {
-        self.vision.forward(&mut self.backend, &self.config, &self.parameters, self.values, features, pixels);
+    /// Consecutive ranges of captions of these lengths that each fit in a micro-batch, as even as may be.
+    pub fn micro_batches(&self, lengths: &[usize]) -> Vec<Range<usize>> {
+        let mut ranges = Vec::new();
+        let (mut start, mut tokens) = (0, 0);
+        for (i, &length) in lengths.iter().enumerate() {
+            let length = if self.config.text_cfg.no_causal_mask { self.config.text_cfg.context_length } else { length };
+            if i - start == self.capacity.samples || tokens + length > self.capacity.tokens {
+                ranges.push(start..i);
+                (start, tokens) = (i, 0);
+            }
+            tokens += length;
+        }
+        if start < lengths.len() {
+            ranges.push(start..lengths.len());
+        }
+        ranges
     }
 
-    /// `features[B, E]`, not normalised.
-    pub fn encode_texts(&mut self, features: Span, tokens: &Tokens) {
-        self.text.forward(&mut self.backend, &self.config, &self.parameters, self.values, features, tokens);
+    /// `features[B, E]`, not normalised, from `pixels[B, 3, size, size]`, normalised. The activations stay in `slot`.
+    pub fn encode_images(&mut self, slot: usize, features: Span, pixels: &[f32]) {
+        let span = self.pixels.first(pixels.len());
+        self.backend.write(span, pixels);
+        self.slots[slot].vision.forward(&mut self.backend, &self.config, &self.parameters, self.values, features, span);
     }
 
-    /// Adds to `grads` what `dfeatures[B, E]` gives; the activations are those of the last `encode_images`.
-    pub fn encode_images_backward(&mut self, grads: Span, dfeatures: Span) {
-        self.vision.backward(&mut self.backend, &self.config, &self.parameters, self.values, grads, dfeatures);
+    /// `features[B, E]`, not normalised. The activations stay in `slot`.
+    pub fn encode_texts(&mut self, slot: usize, features: Span, tokens: &Tokens) {
+        self.slots[slot].text.forward(&mut self.backend, &self.config, &self.parameters, self.values, features, tokens);
     }
 
-    /// Adds to `grads` what `dfeatures[B, E]` gives; the activations are those of the last `encode_texts`.
-    pub fn encode_texts_backward(&mut self, grads: Span, dfeatures: Span, tokens: &Tokens) {
-        self.text.backward(&mut self.backend, &self.config, &self.parameters, self.values, grads, dfeatures, tokens);
+    /// Adds to `grads` what `dfeatures[B, E]` gives, by the activations in `slot`.
+    pub fn encode_images_backward(&mut self, slot: usize, grads: Span, dfeatures: Span) {
+        let workspace = self.workspace.as_ref().expect("a model that trains");
+        let arenas = Arenas { values: self.values, grads };
+        self.slots[slot].vision.backward(&mut self.backend, &self.config, &self.parameters, arenas, workspace, dfeatures);
+    }
+
+    /// Adds to `grads` what `dfeatures[B, E]` gives, by the activations in `slot`.
+    pub fn encode_texts_backward(&mut self, slot: usize, grads: Span, dfeatures: Span, tokens: &Tokens) {
+        let workspace = self.workspace.as_ref().expect("a model that trains");
+        let arenas = Arenas { values: self.values, grads };
+        self.slots[slot].text.backward(&mut self.backend, &self.config, &self.parameters, arenas, workspace, dfeatures, tokens);
     }
 
     /// The factor of the logits, exp of the parameter.

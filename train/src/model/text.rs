@@ -1,109 +1,63 @@
 use super::Tokens;
-use super::block::{self, Activations, Scratch};
-use crate::backend::{Attention, Backend, Gemm, Span};
-use crate::config::{ModelConfig, TextConfig};
+use super::block::Shape;
+use super::tower::{Arenas, Capacity, Input, Tower, TowerParameters, Workspace};
+use crate::backend::{Attention, Backend, Span};
+use crate::config::ModelConfig;
 use crate::parameters::{Parameters, part};
 
-/// Activations of the text tower for up to B captions of up to `context_length` tokens.
+/// Activations of the text tower for one micro-batch. Each caption is a sequence, its end token is pooled.
 pub struct TextTower {
     embedded: Span,
-    blocks: Vec<Activations>,
-    pooled: Span,
-    ln_final: Span,
-    ln_final_stats: Span,
-    gradient: Span,
-    pooled_gradient: [Span; 2],
-    scratch: Scratch,
+    tower: Tower,
 }
 
-fn shape(text: &TextConfig, batch: usize, tokens: usize) -> Attention {
-    Attention { batch, tokens, heads: text.heads, head_width: text.width / text.heads, causal: true }
+pub fn capacity(config: &ModelConfig, batch: usize, rows: usize) -> Capacity {
+    let text = &config.text_cfg;
+    let hidden = (text.width as f64 * text.mlp_ratio) as usize;
+    Capacity { batch, rows, width: text.width, hidden, layers: text.layers }
+}
+
+fn tower_parameters(p: &Parameters) -> TowerParameters<'_> {
+    TowerParameters { blocks: &p.text_blocks, ln: &p.ln_final, projection: &p.text_projection }
+}
+
+fn input<'a>(config: &ModelConfig, tokens: &'a Tokens) -> Input<'a> {
+    let text = &config.text_cfg;
+    let head_width = text.width / text.heads;
+    let attention = Attention { starts: &tokens.starts, queries: None, heads: text.heads, head_width, causal: !text.no_causal_mask };
+    let eps = text.norm_kwargs.map_or(super::LAYER_NORM_EPS, |norm| norm.eps);
+    let hidden = capacity(config, 0, 0).hidden;
+    let shape = Shape { width: text.width, hidden, activation: config.activation(), eps, attention };
+    Input { shape, pooled: &tokens.ends }
 }
 
 impl TextTower {
-    pub fn new(b: &mut impl Backend, config: &ModelConfig, batch: usize) -> TextTower {
-        let text = &config.text_cfg;
-        let (width, rows) = (text.width, batch * text.context_length);
-        TextTower {
-            embedded: b.alloc(rows * width),
-            blocks: (0..text.layers).map(|_| Activations::new(b, rows, width)).collect(),
-            pooled: b.alloc(batch * width),
-            ln_final: b.alloc(batch * width),
-            ln_final_stats: b.alloc(batch * 2),
-            gradient: b.alloc(rows * width),
-            pooled_gradient: [b.alloc(batch * width), b.alloc(batch * width)],
-            scratch: Scratch::new(b, rows, width),
-        }
+    pub fn new(b: &mut impl Backend, config: &ModelConfig, batch: usize, rows: usize, backward: bool) -> TextTower {
+        let embedded = b.alloc(rows * config.text_cfg.width);
+        TextTower { embedded, tower: Tower::new(b, capacity(config, batch, rows), backward) }
     }
 
-    pub fn forward<B: Backend>(&mut self, b: &mut B, config: &ModelConfig, p: &Parameters, values: Span, features: Span, tokens: &Tokens) {
-        let text = &config.text_cfg;
-        let (width, rows, batch) = (text.width, tokens.ids.len(), tokens.ends.len());
-        let mut x = self.embedded.first(rows * width);
-        let positions = part(values, &p.text_positions).first(tokens.tokens * width);
-        b.embed_tokens(x, part(values, &p.token_embedding), positions, &tokens.ids, tokens.tokens);
-        for (parameters, activations) in p.text_blocks.iter().zip(&self.blocks) {
-            block::forward(b, values, parameters, activations, x, shape(text, batch, tokens.tokens));
-            x = activations.out.first(rows * width);
-        }
-        // The final layer norm works on rows, so that only the end tokens' need it.
-        let pooled = self.pooled.first(batch * width);
-        b.gather(pooled, x, &tokens.ends, width);
-        let ln_final = self.ln_final.first(batch * width);
-        block::layer_norm(b, values, &p.ln_final, ln_final, self.ln_final_stats.first(batch * 2), pooled);
-        b.gemm(Gemm {
-            out: features,
-            a: ln_final,
-            b: part(values, &p.text_projection),
-            m: batch,
-            n: config.embed_dim,
-            k: width,
-            transpose_a: false,
-            transpose_b: false,
-            accumulate: false,
-            bias: None,
-        });
+    /// `features[batch, E]`.
+    pub fn forward<B: Backend>(&self, b: &mut B, config: &ModelConfig, p: &Parameters, values: Span, features: Span, tokens: &Tokens) {
+        let x = self.embedded.first(tokens.ids.len() * config.text_cfg.width);
+        b.embed_tokens(x, part(values, &p.token_embedding), part(values, &p.text_positions), &tokens.ids, &tokens.starts);
+        self.tower.forward(b, values, &tower_parameters(p), x, input(config, tokens), features);
     }
 
     #[allow(clippy::too_many_arguments)]
     pub fn backward<B: Backend>(
-        &mut self,
+        &self,
         b: &mut B,
         config: &ModelConfig,
         p: &Parameters,
-        values: Span,
-        grads: Span,
+        arenas: Arenas,
+        w: &Workspace,
         dfeatures: Span,
         tokens: &Tokens,
     ) {
-        let text = &config.text_cfg;
-        let (width, rows, batch) = (text.width, tokens.ids.len(), tokens.ends.len());
-        let [dln_final, dpooled] = self.pooled_gradient.map(|g| g.first(batch * width));
-        let dims = [batch, config.embed_dim, width];
-        let proj = &p.text_projection;
-        block::matmul_backward(
-            b,
-            part(values, proj),
-            part(grads, proj),
-            Some(dln_final),
-            dfeatures,
-            self.ln_final.first(batch * width),
-            dims,
-            false,
-        );
-        b.zero(dpooled);
-        let stats = self.ln_final_stats.first(batch * 2);
-        block::layer_norm_backward(b, values, grads, &p.ln_final, dpooled, dln_final, self.pooled.first(batch * width), stats);
-
-        let d = self.gradient.first(rows * width);
-        b.zero(d);
-        b.gather_backward(d, dpooled, &tokens.ends, width);
-        for (i, (parameters, activations)) in p.text_blocks.iter().zip(&self.blocks).enumerate().rev() {
-            let x = if i == 0 { self.embedded } else { self.blocks[i - 1].out }.first(rows * width);
-            block::backward(b, values, grads, parameters, activations, &self.scratch, d, x, shape(text, batch, tokens.tokens));
-        }
-        let dpositions = part(grads, &p.text_positions).first(tokens.tokens * width);
-        let dtable = part(grads, &p.token_embedding);
-        b.embed_tokens_backward(dtable, dpositions, d, &tokens.ids, tokens.tokens);
+        let x = self.embedded.first(tokens.ids.len() * config.text_cfg.width);
+        let d = self.tower.backward(b, arenas, &tower_parameters(p), w, x, input(config, tokens), dfeatures);
+        let (dtable, dpositions) = (part(arenas.grads, &p.token_embedding), part(arenas.grads, &p.text_positions));
+        b.embed_tokens_backward(dtable, dpositions, d, &tokens.ids, &tokens.starts);
     }
 }

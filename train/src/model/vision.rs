@@ -1,64 +1,77 @@
-use super::block::{self, Activations, Scratch};
+use super::block::{Shape, layer_norm, layer_norm_backward, weight_backward};
+use super::tower::{Arenas, Capacity, Input, Tower, TowerParameters, Workspace};
 use crate::backend::{Attention, Backend, Gemm, Span};
-use crate::config::{ModelConfig, VisionConfig};
+use crate::config::ModelConfig;
 use crate::parameters::{Parameters, part};
 
-/// Activations of the image tower for up to B images. T = 1 + patches; the class token is first.
+/// Activations of the image tower for one micro-batch. Each image is a sequence: the class token, then the patches.
 pub struct VisionTower {
-    pixels: Span,
     patches: Span,
     embedded: Span,
     tokens: Span,
     ln_pre: Span,
     ln_pre_stats: Span,
-    blocks: Vec<Activations>,
-    pooled: Span,
-    ln_post: Span,
-    ln_post_stats: Span,
-    gradient: Span,
-    before: Span,
-    pooled_gradient: [Span; 2],
-    scratch: Scratch,
-    batch: usize,
+    tower: Tower,
+    /// Where the sequences of up to a whole micro-batch start; each one's class token is pooled.
+    starts: Vec<usize>,
 }
 
-fn shape(vision: &VisionConfig, batch: usize) -> Attention {
-    Attention { batch, tokens: vision.tokens(), heads: vision.heads(), head_width: vision.head_width, causal: false }
+pub fn capacity(config: &ModelConfig, batch: usize) -> Capacity {
+    let vision = &config.vision_cfg;
+    let hidden = (vision.width as f64 * vision.mlp_ratio) as usize;
+    Capacity { batch, rows: batch * vision.tokens(), width: vision.width, hidden, layers: vision.layers }
+}
+
+/// Values of float32 that the tower keeps besides its blocks, for one image.
+pub fn embedding_values(config: &ModelConfig) -> usize {
+    let vision = &config.vision_cfg;
+    vision.patches() * 3 * vision.patch_size.pow(2) + 3 * vision.tokens() * (vision.width + 1)
+}
+
+fn tower_parameters(p: &Parameters) -> TowerParameters<'_> {
+    TowerParameters { blocks: &p.vision_blocks, ln: &p.ln_post, projection: &p.vision_proj }
 }
 
 impl VisionTower {
-    pub fn new(b: &mut impl Backend, config: &ModelConfig, batch: usize) -> VisionTower {
+    pub fn new(b: &mut impl Backend, config: &ModelConfig, batch: usize, backward: bool) -> VisionTower {
         let vision = &config.vision_cfg;
         let (width, rows, patches) = (vision.width, batch * vision.tokens(), batch * vision.patches());
         VisionTower {
-            pixels: b.alloc(batch * 3 * vision.image_size.pow(2)),
             patches: b.alloc(patches * 3 * vision.patch_size.pow(2)),
             embedded: b.alloc(patches * width),
             tokens: b.alloc(rows * width),
-            ln_pre: b.alloc(rows * width),
+            ln_pre: if vision.no_ln_pre { b.alloc(0) } else { b.alloc(rows * width) },
             ln_pre_stats: b.alloc(rows * 2),
-            blocks: (0..vision.layers).map(|_| Activations::new(b, rows, width)).collect(),
-            pooled: b.alloc(batch * width),
-            ln_post: b.alloc(batch * width),
-            ln_post_stats: b.alloc(batch * 2),
-            gradient: b.alloc(rows * width),
-            before: b.alloc(rows * width),
-            pooled_gradient: [b.alloc(batch * width), b.alloc(batch * width)],
-            scratch: Scratch::new(b, rows, width),
-            batch: 0,
+            tower: Tower::new(b, capacity(config, batch), backward),
+            starts: (0..=batch).map(|i| i * vision.tokens()).collect(),
         }
     }
 
-    pub fn forward<B: Backend>(&mut self, b: &mut B, config: &ModelConfig, p: &Parameters, values: Span, features: Span, pixels: &[f32]) {
+    fn input<'a>(&'a self, config: &ModelConfig, batch: usize) -> Input<'a> {
+        let vision = &config.vision_cfg;
+        let starts = &self.starts[..=batch];
+        let attention = Attention { starts, queries: None, heads: vision.heads(), head_width: vision.head_width, causal: false };
+        let eps = vision.norm_kwargs.map_or(super::LAYER_NORM_EPS, |norm| norm.eps);
+        let hidden = capacity(config, batch).hidden;
+        let shape = Shape { width: vision.width, hidden, activation: config.activation(), eps, attention };
+        Input { shape, pooled: &starts[..batch] }
+    }
+
+    /// What the first block reads, `[rows, width]`.
+    fn stream(&self, config: &ModelConfig, batch: usize) -> Span {
+        let vision = &config.vision_cfg;
+        let span = if vision.no_ln_pre { self.tokens } else { self.ln_pre };
+        span.first(batch * vision.tokens() * vision.width)
+    }
+
+    /// `features[batch, E]` from `pixels[batch, 3, size, size]`.
+    pub fn forward<B: Backend>(&self, b: &mut B, config: &ModelConfig, p: &Parameters, values: Span, features: Span, pixels: Span) {
         let vision = &config.vision_cfg;
         let batch = features.len / config.embed_dim;
-        self.batch = batch;
         let (width, rows, patches) = (vision.width, batch * vision.tokens(), batch * vision.patches());
         let patch_len = 3 * vision.patch_size.pow(2);
-        let pixel_span = self.pixels.first(pixels.len());
-        b.write(pixel_span, pixels);
         let patch_span = self.patches.first(patches * patch_len);
-        b.patchify(patch_span, pixel_span, vision.image_size, vision.patch_size);
+        b.patchify(patch_span, pixels, vision.image_size, vision.patch_size);
         let embedded = self.embedded.first(patches * width);
         b.gemm(Gemm {
             out: embedded,
@@ -74,80 +87,32 @@ impl VisionTower {
         });
         let tokens = self.tokens.first(rows * width);
         b.embed_patches(tokens, embedded, part(values, &p.class_embedding), part(values, &p.vision_positions));
-        let mut x = self.ln_pre.first(rows * width);
-        block::layer_norm(b, values, &p.ln_pre, x, self.ln_pre_stats.first(rows * 2), tokens);
-        for (parameters, activations) in p.vision_blocks.iter().zip(&self.blocks) {
-            block::forward(b, values, parameters, activations, x, shape(vision, batch));
-            x = activations.out.first(rows * width);
+        let x = self.stream(config, batch);
+        let input = self.input(config, batch);
+        if let Some(ln_pre) = &p.ln_pre {
+            layer_norm(b, values, ln_pre, x, self.ln_pre_stats.first(rows * 2), tokens, input.shape.eps);
         }
-        let pooled = self.pooled.first(batch * width);
-        b.gather(pooled, x, &self.class_rows(vision), width);
-        let ln_post = self.ln_post.first(batch * width);
-        block::layer_norm(b, values, &p.ln_post, ln_post, self.ln_post_stats.first(batch * 2), pooled);
-        b.gemm(Gemm {
-            out: features,
-            a: ln_post,
-            b: part(values, &p.vision_proj),
-            m: batch,
-            n: config.embed_dim,
-            k: width,
-            transpose_a: false,
-            transpose_b: false,
-            accumulate: false,
-            bias: None,
-        });
+        self.tower.forward(b, values, &tower_parameters(p), x, input, features);
     }
 
-    pub fn backward<B: Backend>(&mut self, b: &mut B, config: &ModelConfig, p: &Parameters, values: Span, grads: Span, dfeatures: Span) {
+    pub fn backward<B: Backend>(&self, b: &mut B, config: &ModelConfig, p: &Parameters, arenas: Arenas, w: &Workspace, dfeatures: Span) {
+        let Arenas { values, grads } = arenas;
         let vision = &config.vision_cfg;
-        let batch = self.batch;
+        let batch = dfeatures.len / config.embed_dim;
         let (width, rows, patches) = (vision.width, batch * vision.tokens(), batch * vision.patches());
-        let [dln_post, dpooled] = self.pooled_gradient.map(|g| g.first(batch * width));
-        let dims = [batch, config.embed_dim, width];
-        let proj = &p.vision_proj;
-        block::matmul_backward(
-            b,
-            part(values, proj),
-            part(grads, proj),
-            Some(dln_post),
-            dfeatures,
-            self.ln_post.first(batch * width),
-            dims,
-            false,
-        );
-        b.zero(dpooled);
-        let stats = self.ln_post_stats.first(batch * 2);
-        block::layer_norm_backward(b, values, grads, &p.ln_post, dpooled, dln_post, self.pooled.first(batch * width), stats);
-
-        let d = self.gradient.first(rows * width);
-        b.zero(d);
-        b.gather_backward(d, dpooled, &self.class_rows(vision), width);
-        for (i, (parameters, activations)) in p.vision_blocks.iter().zip(&self.blocks).enumerate().rev() {
-            let x = if i == 0 { self.ln_pre } else { self.blocks[i - 1].out }.first(rows * width);
-            block::backward(b, values, grads, parameters, activations, &self.scratch, d, x, shape(vision, batch));
+        let x = self.stream(config, batch);
+        let mut d = self.tower.backward(b, arenas, &tower_parameters(p), w, x, self.input(config, batch), dfeatures);
+        if let Some(ln_pre) = &p.ln_pre {
+            let dtokens = w.before.first(rows * width);
+            b.zero(dtokens);
+            let stats = self.ln_pre_stats.first(rows * 2);
+            layer_norm_backward(b, values, grads, ln_pre, dtokens, d, self.tokens.first(rows * width), stats);
+            d = dtokens;
         }
-        let dtokens = self.before.first(rows * width);
-        b.zero(dtokens);
-        let stats = self.ln_pre_stats.first(rows * 2);
-        block::layer_norm_backward(b, values, grads, &p.ln_pre, dtokens, d, self.tokens.first(rows * width), stats);
         // The patches' own values are not needed again, and pixels have no gradient.
         let dembedded = self.embedded.first(patches * width);
-        b.embed_patches_backward(dembedded, part(grads, &p.class_embedding), part(grads, &p.vision_positions), dtokens);
+        b.embed_patches_backward(dembedded, part(grads, &p.class_embedding), part(grads, &p.vision_positions), d);
         let patch_len = 3 * vision.patch_size.pow(2);
-        let patch_span = self.patches.first(patches * patch_len);
-        block::matmul_backward(
-            b,
-            part(values, &p.conv1),
-            part(grads, &p.conv1),
-            None,
-            dembedded,
-            patch_span,
-            [patches, width, patch_len],
-            true,
-        );
-    }
-
-    fn class_rows(&self, vision: &VisionConfig) -> Vec<usize> {
-        (0..self.batch).map(|i| i * vision.tokens()).collect()
+        weight_backward(b, part(grads, &p.conv1), dembedded, self.patches.first(patches * patch_len), [width, patch_len, patches]);
     }
 }

@@ -16,9 +16,9 @@ impl Default for Tokenizer {
 
 impl Tokenizer {
     /// Start token, the caption's tokens, end token; at most `context_length` in all, the end always kept.
-    /// The caption is lower-cased and its white space collapsed.
+    /// The caption is cleaned first.
     pub fn encode(&self, caption: &str, context_length: usize) -> Vec<u32> {
-        let text = caption.split_whitespace().collect::<Vec<_>>().join(" ");
+        let text = super::clean(caption);
         let mut tokens = vec![self.bpe.start_of_text()];
         self.bpe.encode(&text, &mut tokens);
         tokens.truncate(context_length - 1);

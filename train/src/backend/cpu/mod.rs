@@ -1,8 +1,16 @@
+mod attention;
+mod loss;
+mod math;
+mod matmul;
+mod vector;
+
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{AdamW, AdamWState, Attention, Backend, Gemm, LayerNormGrads, Span, math};
+use super::{Activation, AdamW, AdamWState, Attention, Backend, Gemm, LayerNormGrads, LossGrads, Span};
+use matmul::{Strides, matmul};
+use vector::{add_to, dot, sum, vectorized};
 
 /// Rows that one task works on, and over which partial sums are taken: fixed, so that results do not depend on the
 /// number of threads.
@@ -14,6 +22,7 @@ const CHUNK: usize = 1 << 14;
 #[derive(Default)]
 pub struct Cpu {
     buffers: Vec<Vec<f32>>,
+    flops: f64,
     arch: pulp::Arch,
 }
 
@@ -86,193 +95,6 @@ impl Cpu {
     }
 }
 
-/// Runs `f` compiled for the widest vectors of this CPU. `f` must be marked `#[inline(always)]`, and is taken as
-/// `FnMut` because a call through `FnOnce` is a function of its own, compiled for the oldest CPU.
-#[inline(always)]
-fn vectorized<R>(arch: pulp::Arch, f: impl FnMut() -> R) -> R {
-    struct Op<F>(F);
-    impl<R, F: FnMut() -> R> pulp::WithSimd for Op<F> {
-        type Output = R;
-
-        #[inline(always)]
-        fn with_simd<S: pulp::Simd>(mut self, _simd: S) -> R {
-            (self.0)()
-        }
-    }
-    arch.dispatch(Op(f))
-}
-
-#[inline(always)]
-fn add_to(out: &mut [f32], x: &[f32]) {
-    for (o, &x) in out.iter_mut().zip(x) {
-        *o += x;
-    }
-}
-
-/// Sum with sixteen running totals, so that it vectorises.
-#[inline(always)]
-fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
-    let mut totals = [0.0; 16];
-    let chunks = x.chunks_exact(16);
-    let mut rest = 0.0;
-    for &x in chunks.remainder() {
-        rest += f(x);
-    }
-    for chunk in chunks {
-        for (total, &x) in totals.iter_mut().zip(chunk) {
-            *total += f(x);
-        }
-    }
-    totals.iter().sum::<f32>() + rest
-}
-
-#[inline(always)]
-fn largest(x: &[f32]) -> f32 {
-    let mut largest = [f32::NEG_INFINITY; 16];
-    let chunks = x.chunks_exact(16);
-    for (i, &x) in chunks.remainder().iter().enumerate() {
-        largest[i] = x;
-    }
-    for chunk in chunks {
-        for (largest, &x) in largest.iter_mut().zip(chunk) {
-            *largest = if x > *largest { x } else { *largest };
-        }
-    }
-    largest.into_iter().fold(f32::NEG_INFINITY, f32::max)
-}
-
-#[inline(always)]
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut totals = [0.0; 16];
-    let (a_chunks, b_chunks) = (a.chunks_exact(16), b.chunks_exact(16));
-    let mut rest = 0.0;
-    for (a, b) in a_chunks.remainder().iter().zip(b_chunks.remainder()) {
-        rest += a * b;
-    }
-    for (a, b) in a_chunks.zip(b_chunks) {
-        for i in 0..16 {
-            totals[i] += a[i] * b[i];
-        }
-    }
-    totals.iter().sum::<f32>() + rest
-}
-
-/// A matrix inside a slice: element `(i, j)` is at `i * row + j * column`.
-#[derive(Clone, Copy)]
-struct Strides {
-    row: usize,
-    column: usize,
-}
-
-impl Strides {
-    fn rows_of(row: usize) -> Strides {
-        Strides { row, column: 1 }
-    }
-
-    fn transposed(self) -> Strides {
-        Strides { row: self.column, column: self.row }
-    }
-
-    fn last(self, rows: usize, columns: usize) -> usize {
-        (rows - 1) * self.row + (columns - 1) * self.column
-    }
-}
-
-/// `out[m, n] = keep * out + factor * a[m, k] · b[k, n]`.
-#[allow(clippy::too_many_arguments)]
-fn matmul(
-    (m, n, k): (usize, usize, usize),
-    (out, out_strides): (&mut [f32], Strides),
-    (a, a_strides): (&[f32], Strides),
-    (b, b_strides): (&[f32], Strides),
-    keep: bool,
-    factor: f32,
-    parallelism: gemm::Parallelism,
-) {
-    if m == 0 || n == 0 || k == 0 {
-        return;
-    }
-    assert!(out_strides.last(m, n) < out.len() && a_strides.last(m, k) < a.len() && b_strides.last(k, n) < b.len());
-    // SAFETY: the assertion keeps every element that the strides reach inside its slice, and `out` is borrowed
-    // mutably, so it overlaps neither input.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
-            out_strides.column as isize,
-            out_strides.row as isize,
-            keep,
-            a.as_ptr(),
-            a_strides.column as isize,
-            a_strides.row as isize,
-            b.as_ptr(),
-            b_strides.column as isize,
-            b_strides.row as isize,
-            1.0,
-            factor,
-            false,
-            false,
-            false,
-            parallelism,
-        );
-    }
-}
-
-/// Softmax of `scale * row` over its first `visible` values; the rest becomes 0.
-#[inline(always)]
-fn softmax(row: &mut [f32], visible: usize, scale: f32) {
-    let (seen, hidden) = row.split_at_mut(visible);
-    let max = largest(seen);
-    for x in seen.iter_mut() {
-        *x = math::exp((*x - max) * scale);
-    }
-    let inverse = 1.0
-        / sum(
-            seen,
-            #[inline(always)]
-            |x| x,
-        );
-    for x in seen.iter_mut() {
-        *x *= inverse;
-    }
-    hidden.fill(0.0);
-}
-
-impl Attention {
-    fn width(&self) -> usize {
-        self.heads * self.head_width
-    }
-
-    fn scale(&self) -> f32 {
-        (self.head_width as f32).powf(-0.5)
-    }
-
-    /// Queries, keys and values of one head inside one sample's `qkv[tokens, 3 * width]`.
-    fn head<'a>(&self, qkv: &'a [f32], head: usize) -> [&'a [f32]; 3] {
-        let at = head * self.head_width;
-        [&qkv[at..], &qkv[self.width() + at..], &qkv[2 * self.width() + at..]]
-    }
-
-    /// softmax(q · kᵀ / sqrt(head_width)) as `[tokens, tokens]`.
-    fn probabilities(&self, probs: &mut [f32], q: &[f32], k: &[f32], arch: pulp::Arch) {
-        let t = self.tokens;
-        let packed = Strides::rows_of(3 * self.width());
-        let dims = (t, t, self.head_width);
-        matmul(dims, (probs, Strides::rows_of(t)), (q, packed), (k, packed.transposed()), false, 1.0, gemm::Parallelism::None);
-        vectorized(
-            arch,
-            #[inline(always)]
-            || {
-                for (i, row) in probs.chunks_exact_mut(t).enumerate() {
-                    softmax(row, if self.causal { i + 1 } else { t }, self.scale());
-                }
-            },
-        );
-    }
-}
-
 impl Backend for Cpu {
     fn alloc(&mut self, len: usize) -> Span {
         self.buffers.push(vec![0.0; len]);
@@ -310,6 +132,7 @@ impl Backend for Cpu {
     }
 
     fn gemm(&mut self, g: Gemm) {
+        self.flops += 2.0 * (g.m * g.n * g.k) as f64;
         assert!(g.out.len == g.m * g.n && g.a.len == g.m * g.k && g.b.len == g.k * g.n, "shapes of {g:?}");
         self.with(g.out, |cpu, out| {
             let strides = |transpose, rows, columns| match transpose {
@@ -327,6 +150,10 @@ impl Backend for Cpu {
         });
     }
 
+    fn flops(&self) -> f64 {
+        self.flops
+    }
+
     fn add_column_sums(&mut self, out: Span, x: Span) {
         let n = out.len;
         let rows = self.get(x);
@@ -337,7 +164,7 @@ impl Backend for Cpu {
         self.with(out, |_, out| add_to(out, &total));
     }
 
-    fn layer_norm(&mut self, out: Span, stats: Span, x: Span, gamma: Span, beta: Span) {
+    fn layer_norm(&mut self, out: Span, stats: Span, x: Span, gamma: Span, beta: Span, eps: f32) {
         let (arch, dim) = (self.arch, gamma.len);
         self.with2(out, stats, |cpu, out, stats| {
             let (x, gamma, beta) = (cpu.get(x), cpu.get(gamma), cpu.get(beta));
@@ -358,7 +185,7 @@ impl Backend for Cpu {
                                 #[inline(always)]
                                 |x| (x - mean) * (x - mean),
                             ) / dim as f32;
-                            let rstd = 1.0 / (variance + 1e-5).sqrt();
+                            let rstd = 1.0 / (variance + eps).sqrt();
                             (stats[0], stats[1]) = (mean, rstd);
                             for i in 0..dim {
                                 out[i] = (x[i] - mean) * rstd * gamma[i] + beta[i];
@@ -414,96 +241,63 @@ impl Backend for Cpu {
         });
     }
 
-    fn gelu(&mut self, out: Span, x: Span) {
-        self.map(
-            out,
-            x,
-            #[inline(always)]
-            |_, x| math::gelu(x),
-        );
+    fn activate(&mut self, activation: Activation, out: Span, x: Span) {
+        match activation {
+            Activation::Gelu => self.map(
+                out,
+                x,
+                #[inline(always)]
+                |_, x| math::gelu(x),
+            ),
+            Activation::QuickGelu => self.map(
+                out,
+                x,
+                #[inline(always)]
+                |_, x| math::quick_gelu(x),
+            ),
+        }
     }
 
-    fn gelu_backward(&mut self, dy: Span, x: Span) {
-        self.map(
-            dy,
-            x,
-            #[inline(always)]
-            |dy, x| dy * math::gelu_derivative(x),
-        );
+    fn activate_backward(&mut self, activation: Activation, dy: Span, x: Span) {
+        match activation {
+            Activation::Gelu => self.map(
+                dy,
+                x,
+                #[inline(always)]
+                |dy, x| dy * math::gelu_derivative(x),
+            ),
+            Activation::QuickGelu => self.map(
+                dy,
+                x,
+                #[inline(always)]
+                |dy, x| dy * math::quick_gelu_derivative(x),
+            ),
+        }
     }
 
-    fn attention(&mut self, out: Span, qkv: Span, shape: Attention) {
-        let (arch, t, width) = (self.arch, shape.tokens, shape.width());
-        self.with(out, |cpu, out| {
-            let samples = out.par_chunks_mut(t * width).zip(cpu.get(qkv).par_chunks(t * 3 * width));
-            samples.for_each_init(
-                || vec![0.0; t * t],
-                |probs, (out, qkv)| {
-                    for head in 0..shape.heads {
-                        let [q, k, v] = shape.head(qkv, head);
-                        shape.probabilities(probs, q, k, arch);
-                        let out = (&mut out[head * shape.head_width..], Strides::rows_of(width));
-                        let v = (v, Strides::rows_of(3 * width));
-                        let dims = (t, shape.head_width, t);
-                        matmul(dims, out, (probs, Strides::rows_of(t)), v, false, 1.0, gemm::Parallelism::None);
-                    }
-                },
-            );
-        });
+    fn attention(&mut self, out: Span, q: Span, kv: Span, shape: Attention) {
+        attention::forward(self, out, q, kv, shape);
     }
 
-    fn attention_backward(&mut self, dqkv: Span, dout: Span, qkv: Span, shape: Attention) {
-        let (arch, t, width, d) = (self.arch, shape.tokens, shape.width(), shape.head_width);
-        let (packed, square, plain) = (Strides::rows_of(3 * width), Strides::rows_of(t), Strides::rows_of(width));
-        let none = gemm::Parallelism::None;
-        self.with(dqkv, |cpu, dqkv| {
-            let (qkv, dout) = (cpu.get(qkv), cpu.get(dout));
-            let samples = dqkv.par_chunks_mut(t * 3 * width).zip(qkv.par_chunks(t * 3 * width)).zip(dout.par_chunks(t * width));
-            samples.for_each_init(
-                || (vec![0.0; t * t], vec![0.0; t * t]),
-                |(probs, dprobs), ((dqkv, qkv), dout)| {
-                    for head in 0..shape.heads {
-                        let [q, k, v] = shape.head(qkv, head);
-                        let (dq, dk, dv) = (head * d, width + head * d, 2 * width + head * d);
-                        let dout = &dout[head * d..];
-                        shape.probabilities(probs, q, k, arch);
-                        // dv = probsᵀ · dout, dprobs = dout · vᵀ
-                        matmul((t, d, t), (&mut dqkv[dv..], packed), (probs, square.transposed()), (dout, plain), false, 1.0, none);
-                        matmul((t, t, d), (dprobs, square), (dout, plain), (v, packed.transposed()), false, 1.0, none);
-                        // Through the softmax: ds = p * (dp - sum(p * dp)), with the scale of the logits.
-                        vectorized(
-                            arch,
-                            #[inline(always)]
-                            || {
-                                for (dp, p) in dprobs.chunks_exact_mut(t).zip(probs.chunks_exact(t)) {
-                                    let along = dot(dp, p);
-                                    let scale = shape.scale();
-                                    for (dp, &p) in dp.iter_mut().zip(p) {
-                                        *dp = p * (*dp - along) * scale;
-                                    }
-                                }
-                            },
-                        );
-                        matmul((t, d, t), (&mut dqkv[dq..], packed), (dprobs, square), (k, packed), false, 1.0, none);
-                        matmul((t, d, t), (&mut dqkv[dk..], packed), (dprobs, square.transposed()), (q, packed), false, 1.0, none);
-                    }
-                },
-            );
-        });
+    fn attention_backward(&mut self, dq: Span, dkv: Span, dout: Span, q: Span, kv: Span, shape: Attention) {
+        attention::backward(self, dq, dkv, dout, q, kv, shape);
     }
 
-    fn embed_tokens(&mut self, out: Span, table: Span, positions: Span, ids: &[u32], tokens: usize) {
+    fn embed_tokens(&mut self, out: Span, table: Span, positions: Span, ids: &[u32], starts: &[usize]) {
         let dim = out.len / ids.len();
         self.with(out, |cpu, out| {
             let (table, positions) = (cpu.get(table), cpu.get(positions));
-            out.par_chunks_mut(dim).zip(ids.par_iter()).enumerate().for_each(|(i, (out, &id))| {
-                out.copy_from_slice(&table[id as usize * dim..][..dim]);
-                add_to(out, &positions[i % tokens * dim..][..dim]);
-            });
+            for rows in starts.windows(2) {
+                for (row, position) in (rows[0]..rows[1]).zip(positions.chunks_exact(dim)) {
+                    let out = &mut out[row * dim..][..dim];
+                    out.copy_from_slice(&table[ids[row] as usize * dim..][..dim]);
+                    add_to(out, position);
+                }
+            }
         });
     }
 
-    fn embed_tokens_backward(&mut self, dtable: Span, dpositions: Span, dout: Span, ids: &[u32], tokens: usize) {
+    fn embed_tokens_backward(&mut self, dtable: Span, dpositions: Span, dout: Span, ids: &[u32], starts: &[usize]) {
         let dim = dout.len / ids.len();
         self.with(dtable, |cpu, dtable| {
             for (dout, &id) in cpu.get(dout).chunks_exact(dim).zip(ids) {
@@ -511,8 +305,9 @@ impl Backend for Cpu {
             }
         });
         self.with(dpositions, |cpu, dpositions| {
-            for sample in cpu.get(dout).chunks_exact(tokens * dim) {
-                add_to(dpositions, sample);
+            let dout = cpu.get(dout);
+            for rows in starts.windows(2) {
+                add_to(dpositions, &dout[rows[0] * dim..rows[1] * dim]);
             }
         });
     }
@@ -600,86 +395,24 @@ impl Backend for Cpu {
         });
     }
 
-    fn contrastive_loss(&mut self, d_images: Span, d_texts: Span, images: Span, texts: Span, n: usize, scale: f32) -> (f32, f32) {
-        let dim = images.len / n;
-        let (rows, square) = (Strides::rows_of(dim), Strides::rows_of(n));
-        let all = gemm::Parallelism::Rayon(0);
-        let mut logits = vec![0.0; n * n];
-        let (i, t) = (self.get(images), self.get(texts));
-        matmul((n, n, dim), (&mut logits, square), (i, rows), (t, rows.transposed()), false, scale, all);
+    fn contrastive_loss(&mut self, to: LossGrads, losses: Span, images: Span, texts: Span, scale: f32) -> f32 {
+        loss::contrastive(self, to, losses, images, texts, scale)
+    }
+
+    fn square_sum(&self, x: Span) -> f64 {
         let arch = self.arch;
-        // Log-sum-exp of each row and of each column.
-        let row_lse: Vec<f32> = logits
-            .par_chunks(n)
-            .map(|row| {
-                vectorized(
-                    arch,
-                    #[inline(always)]
-                    || {
-                        let max = largest(row);
-                        max + sum(
-                            row,
-                            #[inline(always)]
-                            |x| math::exp(x - max),
-                        )
-                        .ln()
-                    },
-                )
-            })
-            .collect();
-        let blocks: Vec<&[f32]> = logits.chunks(ROWS * n).collect();
-        let mut column_max = logits[..n].to_vec();
-        for row in logits.chunks_exact(n) {
-            column_max.iter_mut().zip(row).for_each(|(max, &x)| *max = if x > *max { x } else { *max });
-        }
-        let column_sums = self.reduce(blocks.len(), n, |block, total| {
-            for row in blocks[block].chunks_exact(n) {
-                for j in 0..n {
-                    total[j] += math::exp(row[j] - column_max[j]);
-                }
-            }
-        });
-        let column_lse: Vec<f32> = column_max.iter().zip(&column_sums).map(|(max, sum)| max + sum.ln()).collect();
-        let loss = (0..n).map(|i| 0.5 * f64::from(row_lse[i] + column_lse[i]) - f64::from(logits[i * n + i]));
-        let loss = (loss.sum::<f64>() / n as f64) as f32;
-        // d loss / d logits = (softmax over rows + softmax over columns - 2 on the diagonal) / 2n
-        let half = 0.5 / n as f32;
-        let mut d_logits = vec![0.0; n * n];
-        d_logits.par_chunks_mut(n).zip(logits.par_chunks(n)).enumerate().for_each(|(i, (row, logits))| {
+        let square = |x: &[f32]| {
             vectorized(
                 arch,
                 #[inline(always)]
-                || {
-                    for j in 0..n {
-                        row[j] = half * (math::exp(logits[j] - row_lse[i]) + math::exp(logits[j] - column_lse[j]));
-                    }
-                },
-            );
-            row[i] -= 2.0 * half;
-        });
-        let by_row: Vec<f32> = d_logits
-            .par_chunks(n)
-            .zip(logits.par_chunks(n))
-            .map(|(g, l)| {
-                vectorized(
-                    arch,
-                    #[inline(always)]
-                    || dot(g, l),
-                )
-            })
-            .collect();
-        let d_ln_scale = by_row.iter().map(|&x| f64::from(x)).sum::<f64>() as f32;
-        self.with(d_images, |cpu, out| {
-            matmul((n, dim, n), (out, rows), (&d_logits, square), (cpu.get(texts), rows), false, scale, all);
-        });
-        self.with(d_texts, |cpu, out| {
-            matmul((n, dim, n), (out, rows), (&d_logits, square.transposed()), (cpu.get(images), rows), false, scale, all);
-        });
-        (loss, d_ln_scale)
+                || f64::from(dot(x, x)),
+            )
+        };
+        self.get(x).par_chunks(CHUNK).map(square).collect::<Vec<f64>>().iter().sum()
     }
 
     fn adamw(&mut self, state: AdamWState, decayed: &[(Range<usize>, bool)], hyper: AdamW) {
-        let AdamW { learning_rate, beta1, beta2, eps, weight_decay, step } = hyper;
+        let AdamW { learning_rate, beta1, beta2, eps, weight_decay, step, gradient_scale } = hyper;
         let correction1 = 1.0 - (f64::from(beta1)).powf(step as f64) as f32;
         let correction2 = (1.0 - f64::from(beta2).powf(step as f64)).sqrt() as f32;
         let step_size = learning_rate / correction1;
@@ -698,8 +431,9 @@ impl Backend for Cpu {
                         #[inline(always)]
                         || {
                             for i in 0..p.len() {
-                                m[i] = beta1 * m[i] + (1.0 - beta1) * g[i];
-                                v[i] = beta2 * v[i] + (1.0 - beta2) * g[i] * g[i];
+                                let g = gradient_scale * g[i];
+                                m[i] = beta1 * m[i] + (1.0 - beta1) * g;
+                                v[i] = beta2 * v[i] + (1.0 - beta2) * g * g;
                                 p[i] = p[i] * keep - step_size * m[i] / (v[i].sqrt() / correction2 + eps);
                             }
                         },

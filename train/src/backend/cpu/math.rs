@@ -57,6 +57,19 @@ pub fn gelu_derivative(x: f32) -> f32 {
     0.5 * (1.0 + erf(x * FRAC_1_SQRT_2)) + x * FRAC_1_SQRT_2PI * exp(-0.5 * x * x)
 }
 
+/// x * sigmoid(1.702 x).
+#[inline(always)]
+pub fn quick_gelu(x: f32) -> f32 {
+    x / (1.0 + exp(-1.702 * x))
+}
+
+/// s + 1.702 x * s * (1 - s), s being sigmoid(1.702 x).
+#[inline(always)]
+pub fn quick_gelu_derivative(x: f32) -> f32 {
+    let s = 1.0 / (1.0 + exp(-1.702 * x));
+    s + 1.702 * x * s * (1.0 - s)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

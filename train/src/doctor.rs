@@ -1,0 +1,92 @@
+//! How fast each part of a training is by itself, so that one knows which of them to help.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+use storage::Samples;
+
+use crate::backend::{Backend, Cpu, Gemm};
+use crate::loader::{self, Order};
+use crate::model::Model;
+use crate::parameters::Parameters;
+use crate::run::Plan;
+use crate::step::Trainer;
+use crate::text::Tokenizer;
+use crate::{Recipe, Result};
+
+/// Samples a second of each part with the machine to itself, and what the machine could do.
+#[derive(Debug, Clone, Copy)]
+pub struct Ceilings {
+    /// Images and captions out of the pool.
+    pub read: f64,
+    /// Decoding, cropping and tokens, on all cores.
+    pub decode: f64,
+    /// Forward, backward and update.
+    pub compute: f64,
+    /// Floating-point operations of matrix products a second: while computing, and of one large product.
+    pub flops: f64,
+    pub peak_flops: f64,
+}
+
+/// Each part is measured for about so long.
+const AT_LEAST: Duration = Duration::from_secs(3);
+
+/// Measures on the samples and the model of a plan. Call it inside a tokio runtime; it blocks.
+pub fn doctor(samples: &Samples, plan: &Plan) -> Result<Ceilings> {
+    let runtime = tokio::runtime::Handle::current();
+    let batch_size = plan.capacity()?.samples.max(64);
+    // Of a part of a step: the draws of the run's own order.
+    let order = |steps| Order { seed: plan.seed, batch_size, shuffle: plan.shuffle, steps };
+    let prepare = loader::Prepare::new(&plan.model, Arc::new(Tokenizer::default()));
+    let draw = loader::Draw::new(samples, &order(0..1));
+    let (mut read, mut decode, mut seen) = (Duration::ZERO, Duration::ZERO, 0);
+    for step in 0.. {
+        if read + decode > 2 * AT_LEAST || (step > 0 && read + decode > AT_LEAST && seen > 1000) {
+            break;
+        }
+        let drawn = draw.positions(step);
+        let start = Instant::now();
+        let read_now = runtime.block_on(samples.read(&drawn))?;
+        read += start.elapsed();
+        let start = Instant::now();
+        let prepared = read_now.par_iter().filter(|sample| prepare.sample(sample, step).is_ok()).count();
+        decode += start.elapsed();
+        seen += prepared.max(1);
+    }
+
+    let recipe = Recipe { batch_size, ..plan.recipe.clone() };
+    let values = Parameters::new(&plan.model).draw(plan.seed);
+    let mut trainer = Trainer::new(Model::new(Cpu::new(), &plan.model, &values, plan.capacity()?), recipe);
+    let batches = loader::start(samples.clone(), &plan.model, Arc::new(Tokenizer::default()), order(0..1));
+    let batch = batches.recv().map_err(|_| crate::Error::WorkerPanicked)??;
+    // The first step also takes memory from the system.
+    crate::run::train_step(&mut trainer, &batch);
+    let (start, flops, mut steps) = (Instant::now(), trainer.model.backend.flops(), 0);
+    while steps == 0 || start.elapsed() < AT_LEAST {
+        crate::run::train_step(&mut trainer, &batch);
+        steps += 1;
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    Ok(Ceilings {
+        read: seen as f64 / read.as_secs_f64(),
+        decode: seen as f64 / decode.as_secs_f64(),
+        compute: (steps * batch_size) as f64 / seconds,
+        flops: (trainer.model.backend.flops() - flops) / seconds,
+        peak_flops: peak_flops(),
+    })
+}
+
+/// Floating-point operations a second of one large matrix product on all cores, the best of several.
+pub fn peak_flops() -> f64 {
+    const N: usize = 1024;
+    let mut b = Cpu::new();
+    let [out, x, y] = [(); 3].map(|()| b.alloc(N * N));
+    let gemm = Gemm { out, a: x, b: y, m: N, n: N, k: N, transpose_a: false, transpose_b: true, accumulate: false, bias: None };
+    let timed = |b: &mut Cpu| {
+        let start = Instant::now();
+        b.gemm(gemm);
+        2.0 * (N * N * N) as f64 / start.elapsed().as_secs_f64()
+    };
+    (0..12).map(|_| timed(&mut b)).fold(0.0, f64::max)
+}

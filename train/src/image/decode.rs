@@ -1,0 +1,129 @@
+use std::io::Cursor;
+
+use image::{DynamicImage, ImageReader, Limits, RgbImage};
+use zune_core::bytestream::ZCursor;
+use zune_core::colorspace::ColorSpace;
+use zune_core::options::DecoderOptions;
+use zune_jpeg::JpegDecoder;
+
+use super::MAX_SIDE;
+use crate::{Error, Result};
+
+/// Larger JPEGs are refused: Pillow's limit.
+const MAX_PIXELS: usize = 178_956_970;
+
+/// Decodes to 8-bit RGB as Pillow's `convert("RGB")`: no regard to an EXIF orientation, alpha dropped, 16 bits cut to
+/// their upper 8 (grey: held to 255), the first frame of a GIF. A JPEG that breaks off is an error.
+pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
+    // A decoder's panic on hostile bytes costs that image and not the run.
+    let decoded = std::panic::catch_unwind(|| if bytes.starts_with(&[0xff, 0xd8]) { jpeg(bytes) } else { other(bytes) });
+    let image = decoded.map_err(|_| "the decoder failed".to_string()).flatten().map_err(|reason| Error::Image { reason })?;
+    if image.width() == 0 || image.height() == 0 {
+        return Err(Error::Image { reason: "no pixels".into() });
+    }
+    Ok(image)
+}
+
+fn jpeg(bytes: &[u8]) -> Result<RgbImage, String> {
+    if !is_whole(bytes) {
+        return Err(format!("the JPEG breaks off after {} bytes", bytes.len()));
+    }
+    let side = MAX_SIDE as usize;
+    let options = DecoderOptions::default().jpeg_set_out_colorspace(ColorSpace::RGB).set_max_width(side).set_max_height(side);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    decoder.decode_headers().map_err(|e| e.to_string())?;
+    let (width, height) = decoder.dimensions().ok_or("no size")?;
+    if width * height > MAX_PIXELS {
+        return Err(format!("{width}x{height} is more than {MAX_PIXELS} pixels"));
+    }
+    let pixels = decoder.decode().map_err(|e| e.to_string())?;
+    RgbImage::from_raw(width as u32, height as u32, pixels).ok_or_else(|| "another size than its header says".to_string())
+}
+
+/// Whether an end marker follows the first scan. Headers, where thumbnails have such markers too, are stepped over.
+fn is_whole(bytes: &[u8]) -> bool {
+    let mut at = 2;
+    while let Some(&[0xff, marker, high, low]) = bytes.get(at..at + 4) {
+        if marker == 0xff {
+            at += 1;
+            continue;
+        }
+        at += 2 + usize::from(u16::from_be_bytes([high, low]));
+        if marker == 0xda {
+            return bytes.get(at..).is_some_and(|scan| scan.windows(2).rev().any(|pair| pair == [0xff, 0xd9]));
+        }
+    }
+    false
+}
+
+fn other(bytes: &[u8]) -> Result<RgbImage, String> {
+    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
+    let mut limits = Limits::default();
+    limits.max_image_width = Some(MAX_SIDE);
+    limits.max_image_height = Some(MAX_SIDE);
+    reader.limits(limits);
+    let (width, height, pixels) = match reader.decode().map_err(|e| e.to_string())? {
+        DynamicImage::ImageLuma16(image) => {
+            let grey = image.as_raw().iter().flat_map(|&x| [x.min(255) as u8; 3]).collect();
+            (image.width(), image.height(), grey)
+        }
+        DynamicImage::ImageLumaA16(image) => {
+            let grey = image.as_raw().chunks_exact(2).flat_map(|x| [(x[0] >> 8) as u8; 3]).collect();
+            (image.width(), image.height(), grey)
+        }
+        DynamicImage::ImageRgb16(image) => (image.width(), image.height(), image.as_raw().iter().map(|x| (x >> 8) as u8).collect()),
+        DynamicImage::ImageRgba16(image) => {
+            let rgb = image.as_raw().chunks_exact(4).flat_map(|x| [x[0], x[1], x[2]].map(|x| (x >> 8) as u8)).collect();
+            (image.width(), image.height(), rgb)
+        }
+        image => return Ok(image.into_rgb8()),
+    };
+    RgbImage::from_raw(width, height, pixels).ok_or_else(|| "another size than its header says".to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use image::{ExtendedColorType, ImageFormat};
+
+    use super::*;
+
+    fn png(pixels: &[u8], width: u32, color: ExtendedColorType) -> Vec<u8> {
+        let mut out = Cursor::new(Vec::new());
+        image::write_buffer_with_format(&mut out, pixels, width, 1, color, ImageFormat::Png).unwrap();
+        out.into_inner()
+    }
+
+    /// What Pillow 13's `Image.open(...).convert("RGB")` gives for the same files.
+    #[test]
+    fn converts_as_pillow() {
+        let sixteen = |values: &[u16]| values.iter().flat_map(|v| v.to_ne_bytes()).collect::<Vec<u8>>();
+        let grey = png(&sixteen(&[0, 255, 256, 65535]), 4, ExtendedColorType::L16);
+        assert_eq!(decode(&grey).unwrap().as_raw(), &[[0; 3], [255; 3], [255; 3], [255; 3]].concat());
+        let rgb = png(&sixteen(&[0, 256, 65535]), 1, ExtendedColorType::Rgb16);
+        assert_eq!(decode(&rgb).unwrap().as_raw(), &[0, 1, 255]);
+        let rgba = png(&[10, 20, 30, 0, 40, 50, 60, 128], 2, ExtendedColorType::Rgba8);
+        assert_eq!(decode(&rgba).unwrap().as_raw(), &[10, 20, 30, 40, 50, 60]);
+        let la = png(&[10, 0, 200, 128], 2, ExtendedColorType::La8);
+        assert_eq!(decode(&la).unwrap().as_raw(), &[10, 10, 10, 200, 200, 200]);
+    }
+
+    #[test]
+    fn a_jpeg_that_breaks_off_is_refused() {
+        let mut whole = Cursor::new(Vec::new());
+        RgbImage::from_fn(64, 64, |x, y| image::Rgb([x as u8, y as u8, 9])).write_to(&mut whole, ImageFormat::Jpeg).unwrap();
+        let mut whole = whole.into_inner();
+        assert!(decode(&whole).is_ok());
+        for cut in [1, 2, 10, whole.len() / 2, whole.len() - 4] {
+            assert!(decode(&whole[..whole.len() - cut]).is_err(), "{cut} bytes are missing");
+        }
+        whole.extend_from_slice(b"bytes behind the end");
+        assert!(decode(&whole).is_ok());
+    }
+
+    #[test]
+    fn not_an_image_is_an_error() {
+        assert!(decode(b"hello").is_err());
+        assert!(decode(&[0xff, 0xd8, 0xff, 0xe0, 0, 0]).is_err());
+        assert!(decode(&[]).is_err());
+    }
+}
