@@ -26,6 +26,7 @@ pub fn blur_faces(bytes: &[u8], boxes: &[[f32; 4]]) -> Option<Vec<u8>> {
 pub fn blur_boxes(pixels: &mut [u8], width: usize, height: usize, boxes: &[[f32; 4]]) {
     let mut mask = vec![0f32; width * height];
     let mut longest = 0i32;
+    let mut region = Region { x: (width, 0), y: (height, 0) };
     for bbox in boxes.iter().filter(|bbox| bbox.iter().all(|x| x.is_finite())) {
         let bbox = bbox.map(|x| x.clamp(0.0, 1.0));
         let at = |fraction: f32, size: usize| (fraction * size as f32) as i32;
@@ -38,21 +39,33 @@ pub fn blur_boxes(pixels: &mut [u8], width: usize, height: usize, boxes: &[[f32;
         for row in mask.chunks_exact_mut(width).take(bottom).skip(top) {
             row[left.min(right)..right].fill(1.0);
         }
+        region.x = (region.x.0.min(left), region.x.1.max(right));
+        region.y = (region.y.0.min(top), region.y.1.max(bottom));
     }
-    if longest <= 0 {
+    if longest <= 0 || region.x.0 >= region.x.1 || region.y.0 >= region.y.1 {
         return;
     }
     let kernel = gaussian(0.1 * longest as f32);
-    let mask = convolve(&mask, width, height, &kernel);
+    // Further away than the kernel reaches the blurred mask is 0.
+    let radius = kernel.len() - 1;
+    region.x = (region.x.0.saturating_sub(radius), (region.x.1 + radius).min(width));
+    region.y = (region.y.0.saturating_sub(radius), (region.y.1 + radius).min(height));
+    let mask = convolve(&mask, width, height, &kernel, &region);
+    let columns = region.x.1 - region.x.0;
     for channel in 0..3 {
         let plane: Vec<f32> = pixels.iter().skip(channel).step_by(3).map(|&x| f32::from(x) / 255.0).collect();
-        let blurred = convolve(&plane, width, height, &kernel);
-        for (i, out) in pixels.iter_mut().skip(channel).step_by(3).enumerate() {
-            if mask[i] > 0.0 {
-                *out = ((plane[i] * (1.0 - mask[i]) + blurred[i] * mask[i]) * 255.0) as u8;
-            }
+        let blurred = convolve(&plane, width, height, &kernel, &region);
+        for (i, (mask, blurred)) in mask.iter().zip(&blurred).enumerate().filter(|(_, (mask, _))| **mask > 0.0) {
+            let at = (region.y.0 + i / columns) * width + region.x.0 + i % columns;
+            pixels[at * 3 + channel] = ((plane[at] * (1.0 - mask) + blurred * mask) * 255.0) as u8;
         }
     }
+}
+
+/// A part of an image, from the first to behind the last column and row.
+struct Region {
+    x: (usize, usize),
+    y: (usize, usize),
 }
 
 /// Weights at distance 0, 1, ... of a Gaussian cut off at four sigma, which sum to 1 over both sides.
@@ -63,8 +76,8 @@ fn gaussian(sigma: f32) -> Vec<f32> {
     weights.iter().map(|w| (w / sum) as f32).collect()
 }
 
-/// Rows, then columns, mirrored at the border without repeating it.
-fn convolve(plane: &[f32], width: usize, height: usize, kernel: &[f32]) -> Vec<f32> {
+/// Rows, then columns, mirrored at the border without repeating it: the values of the region.
+fn convolve(plane: &[f32], width: usize, height: usize, kernel: &[f32], region: &Region) -> Vec<f32> {
     let mirror = |at: isize, size: usize| -> usize {
         if size == 1 {
             return 0;
@@ -74,28 +87,56 @@ fn convolve(plane: &[f32], width: usize, height: usize, kernel: &[f32]) -> Vec<f
         (if at < size as isize { at } else { period - at }) as usize
     };
     let radius = kernel.len() - 1;
-    let mut rows = vec![0f32; plane.len()];
-    let mut padded = vec![0f32; width + 2 * radius];
-    for (out, row) in rows.chunks_exact_mut(width).zip(plane.chunks_exact(width)) {
-        for (i, x) in padded.iter_mut().enumerate() {
-            *x = row[mirror(i as isize - radius as isize, width)];
+    let (x, y) = (region.x, region.y);
+    let columns = x.1 - x.0;
+    // The rows that the columns below reach, those behind the border mirrored into them.
+    let (first, end) = (y.0.saturating_sub(radius), (y.1 + radius).min(height));
+    let mut rows = vec![0f32; columns * (end - first)];
+    let mut padded = vec![0f32; columns + 2 * radius];
+    for (out, row) in rows.chunks_exact_mut(columns).zip(plane.chunks_exact(width).skip(first)) {
+        for (i, value) in padded.iter_mut().enumerate() {
+            *value = row[mirror((x.0 + i) as isize - radius as isize, width)];
         }
-        for (x, out) in out.iter_mut().enumerate() {
-            let at = x + radius;
-            *out = kernel[0] * padded[at] + (1..=radius).map(|k| kernel[k] * (padded[at - k] + padded[at + k])).sum::<f32>();
+        add_scaled(out, &padded[radius..], kernel[0]);
+        for k in 1..=radius {
+            add_scaled(out, &padded[radius - k..], kernel[k]);
+            add_scaled(out, &padded[radius + k..], kernel[k]);
         }
     }
-    let mut out = vec![0f32; plane.len()];
-    for y in 0..height {
-        let target = &mut out[y * width..(y + 1) * width];
-        for (k, weight) in kernel.iter().enumerate() {
-            for at in if k == 0 { vec![y as isize] } else { vec![y as isize - k as isize, y as isize + k as isize] } {
-                let row = &rows[mirror(at, height) * width..][..width];
-                target.iter_mut().zip(row).for_each(|(t, x)| *t += weight * x);
-            }
+    let mut out = vec![0f32; columns * (y.1 - y.0)];
+    for (target, y) in out.chunks_exact_mut(columns).zip(y.0..y.1) {
+        let row = |at: isize| &rows[(mirror(at, height) - first) * columns..];
+        add_scaled(target, row(y as isize), kernel[0]);
+        for k in 1..=radius {
+            add_scaled(target, row(y as isize - k as isize), kernel[k]);
+            add_scaled(target, row(y as isize + k as isize), kernel[k]);
         }
     }
     out
+}
+
+/// `out += weight * x`, for as many values as `out` has. Vectors are named, as this crate is compiled for a short build.
+fn add_scaled(out: &mut [f32], x: &[f32], weight: f32) {
+    struct AddScaled<'a>(&'a mut [f32], &'a [f32], f32);
+    impl pulp::WithSimd for AddScaled<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: pulp::Simd>(self, simd: S) {
+            let AddScaled(out, x, weight) = self;
+            let (out, out_rest) = S::as_mut_simd_f32s(out);
+            let (x, x_rest) = S::as_simd_f32s(x);
+            let weights = simd.splat_f32s(weight);
+            for (out, x) in out.iter_mut().zip(x) {
+                *out = simd.mul_add_f32s(weights, *x, *out);
+            }
+            for (out, x) in out_rest.iter_mut().zip(x_rest) {
+                *out = weight.mul_add(*x, *out);
+            }
+        }
+    }
+    let x = &x[..out.len()];
+    pulp::Arch::new().dispatch(AddScaled(out, x, weight));
 }
 
 #[cfg(test)]
@@ -118,6 +159,10 @@ mod tests {
         for (x, y) in [(79, 0), (79, 59), (60, 25), (0, 59)] {
             assert_eq!(at(&pixels, x, y), at(&before, x, y));
         }
+        // A face as large as the picture: the kernel reaches beyond both borders.
+        let mut grey = before.clone();
+        blur_boxes(&mut grey, width, height, &[[0.0, 0.0, 1.0, 1.0]]);
+        assert!(at(&grey, 25, 25) < 120);
         let mut same = before.clone();
         blur_boxes(&mut same, width, height, &[]);
         assert_eq!(same, before);

@@ -2,6 +2,7 @@ mod attention;
 mod loss;
 mod math;
 mod matmul;
+mod memory;
 mod vector;
 
 use std::ops::Range;
@@ -10,6 +11,7 @@ use rayon::prelude::*;
 
 use super::{Activation, AdamW, AdamWState, Attention, Backend, Gemm, LayerNormGrads, LossGrads, Span};
 use matmul::{Strides, matmul};
+use memory::Memory;
 use vector::{add_to, dot, sum, vectorized};
 
 /// Rows that one task works on, and over which partial sums are taken: fixed, so that results do not depend on the
@@ -21,7 +23,7 @@ const CHUNK: usize = 1 << 14;
 /// float32 on all cores: matrix products by `gemm`, the rest by rayon with the widest vectors that the CPU has.
 #[derive(Default)]
 pub struct Cpu {
-    buffers: Vec<Vec<f32>>,
+    buffers: Vec<Memory>,
     flops: f64,
     arch: pulp::Arch,
 }
@@ -97,7 +99,7 @@ impl Cpu {
 
 impl Backend for Cpu {
     fn alloc(&mut self, len: usize) -> Span {
-        self.buffers.push(vec![0.0; len]);
+        self.buffers.push(Memory::zeros(len));
         Span { buffer: self.buffers.len() - 1, start: 0, len }
     }
 
