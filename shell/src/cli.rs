@@ -26,6 +26,8 @@ pub(crate) enum Command {
     Train(Train),
     /// Write a checkpoint's embeddings and scores into the pool, as new columns
     Embed(Embed),
+    /// The features of loose pictures and texts under a checkpoint
+    Encode(Encode),
     /// Evaluate a checkpoint zero-shot
     Eval(Eval),
     /// Lay the scores of runs side by side
@@ -463,7 +465,7 @@ pub(crate) struct Train {
 #[derive(Debug, Args)]
 pub(crate) struct Embed {
     pub pool: String,
-    /// A run's folder, or any with open_clip_config.json and open_clip_model.safetensors
+    /// A run's folder, any with open_clip_config.json and weights, or open_clip's .pt
     #[arg(long, value_name = "CHECKPOINT")]
     pub model: PathBuf,
     /// Writes the columns NAME_img, NAME_txt and NAME_score
@@ -475,8 +477,26 @@ pub(crate) struct Embed {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Encode {
+    /// A run's folder, any with open_clip_config.json and weights, or open_clip's .pt
+    pub checkpoint: PathBuf,
+    /// Pictures: the jpg, png, webp and gif files of a folder and those below it, by name
+    #[arg(long, value_name = "DIR", required_unless_present = "texts")]
+    pub images: Option<PathBuf>,
+    /// Texts, one a line
+    #[arg(long, value_name = "FILE")]
+    pub texts: Option<PathBuf>,
+    /// Divide each row by its norm
+    #[arg(long)]
+    pub normalize: bool,
+    /// Gets image_features, image_files and text_features, as numpy.load reads them
+    #[arg(short, long, value_name = "OUT.npz")]
+    pub output: PathBuf,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Eval {
-    /// A run's folder, or any with open_clip_config.json and open_clip_model.safetensors
+    /// A run's folder, any with open_clip_config.json and weights, or open_clip's .pt
     pub checkpoint: PathBuf,
     /// The folder that holds wds_*_test
     #[arg(long)]

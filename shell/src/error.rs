@@ -51,7 +51,9 @@ impl Error {
     }
 
     pub fn is_interrupt(&self) -> bool {
-        matches!(self, Error::Interrupted | Error::Train(train::Error::Interrupted { .. }) | Error::Eval(eval::Error::Interrupted { .. }))
+        use train::Error::{Interrupted, Stopped};
+        let of_train = matches!(self, Error::Train(Interrupted { .. } | Stopped { .. }));
+        of_train || matches!(self, Error::Interrupted | Error::Eval(eval::Error::Interrupted { .. }))
     }
 
     pub fn io(path: impl Into<std::path::PathBuf>) -> impl FnOnce(std::io::Error) -> Error {

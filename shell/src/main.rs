@@ -75,6 +75,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) if e.is_interrupt() => {
             crate::note!("interrupted: {e}");
+            e.hint().iter().for_each(|hint| crate::note!("hint: {hint}"));
             ExitCode::from(130)
         }
         Err(e) => {

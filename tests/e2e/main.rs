@@ -13,6 +13,7 @@ mod s3;
 mod search;
 mod source;
 mod storage;
+mod training;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -25,10 +26,11 @@ fn main() {
         eprintln!("TARN_TEST_DATA is not set: tests on real data are skipped");
     }
     let mut trials = Vec::new();
-    for (name, test) in [cli::TESTS, filters::TESTS, search::TESTS, storage::TESTS, path::TESTS, gradients::TESTS].concat() {
+    for (name, test) in [cli::TESTS, filters::TESTS, search::TESTS, storage::TESTS, path::TESTS, gradients::TESTS, training::TESTS].concat()
+    {
         trials.push(Trial::test(name, move || run(|| test(&Sandbox::new()))));
     }
-    for (name, test) in [filters::DATA_TESTS, search::DATA_TESTS, golden::TESTS, real::TESTS].concat() {
+    for (name, test) in [filters::DATA_TESTS, search::DATA_TESTS, golden::TESTS, training::DATA_TESTS, real::TESTS].concat() {
         let folder = data.clone();
         let trial = Trial::test(name, move || run(|| test(&Sandbox::new(), folder.as_deref().expect("ignored without data"))));
         trials.push(trial.with_ignored_flag(data.is_none()));

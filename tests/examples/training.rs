@@ -4,7 +4,7 @@
 //!     encode MODEL BATCH ROUNDS          images, then texts, without gradients
 //!     load POOL SIZE BATCH ROUNDS        batches of all samples of a pool, at SIZE pixels
 //!
-//! and, for `tests/peers/open_clip.py`, `tokens`: captions as a JSON array in, token ids as JSON lines out.
+//! and, for `tests/peers/agreement.py`, `tokens`: captions as a JSON array in, token ids as JSON lines out.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -68,7 +68,8 @@ fn encode(model: &str, batch: usize, rounds: usize) {
     let model_cfg = config(model);
     let values = Parameters::new(&model_cfg).draw(1);
     let pixels = pixels(&model_cfg, batch);
-    let mut encoder = Encoder::new(Checkpoint { config: OpenClipConfig { model_cfg, preprocess_cfg: PreprocessConfig::default() }, values });
+    let mut encoder =
+        Encoder::new(Checkpoint { config: OpenClipConfig { model_cfg, preprocess_cfg: PreprocessConfig::default() }, values });
     let texts: Vec<String> = (0..batch).map(|i| "word ".repeat(words(i))).collect();
     for _ in 0..rounds {
         timed(batch, || drop(encoder.encode_pixels(&pixels, batch)));

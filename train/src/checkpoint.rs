@@ -50,6 +50,7 @@ impl Checkpoint {
             None if is_safetensors => return Err(Error::NotACheckpoint { path: folder.to_path_buf() }),
             None => {
                 let model_cfg = config_of(&tensors).ok_or_else(|| Error::NotACheckpoint { path: path.to_path_buf() })?;
+                model_cfg.check(path)?;
                 OpenClipConfig { model_cfg, preprocess_cfg: PreprocessConfig::default() }
             }
         };

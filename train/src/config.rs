@@ -243,7 +243,8 @@ impl ModelConfig {
             + text.layers as f64 * block(text.context_length, text.width, text.mlp_ratio)
     }
 
-    fn check(&self, path: &Path) -> Result<()> {
+    /// That the model can be built; `path` is where it was read.
+    pub(crate) fn check(&self, path: &Path) -> Result<()> {
         let (vision, text) = (&self.vision_cfg, &self.text_cfg);
         only(path, "", &self.other, &[])?;
         only(path, "vision_cfg.", &vision.other, &[("pool_type", "tok")])?;

@@ -1,21 +1,27 @@
 //! The embeddings and scores of a pool's samples under a checkpoint, as new columns.
 
+use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use arrow::array::{ArrayRef, BooleanArray, FixedSizeListArray, Float16Array, Float32Array, RecordBatch, RecordBatchIterator};
+use arrow::array::{Array, ArrayRef, BooleanArray, FixedSizeListArray, Float16Array, Float32Array, RecordBatch, RecordBatchIterator};
 use arrow::buffer::NullBuffer;
+use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use half::f16;
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 use storage::{OnProgress, Pool, Progress, Samples, schema};
 
 use crate::encoder::{Encoder, normalize_rows};
+use crate::parts::Parts;
 use crate::{Error, Result};
 
-/// Rows read, encoded and handed on at a time.
+/// Rows read and encoded at a time, and those that are kept together until all are done.
 const CHUNK: usize = 256;
+const PART: usize = 8 * CHUNK;
 
 /// What `embed` wrote. Images that are missing or unreadable have null embeddings and scores.
 #[derive(Debug, Clone, Copy, Default)]
@@ -26,13 +32,15 @@ pub struct Embedded {
 }
 
 /// Adds `NAME_img`, `NAME_txt` (float16, normalised) and `NAME_score` (their inner product, computed from the
-/// float16 values as DataComp's scores are) to `pool`, one row at a time in order and in bounded memory.
-/// Call it inside a tokio runtime; it blocks.
+/// float16 values as DataComp's scores are) to `pool`, in order and in bounded memory. Call it inside a tokio runtime; it
+/// blocks. Stopped, it goes on where it was when it is called again for the same samples and model: pieces are kept in
+/// `kept`, if that is given, until the columns are there.
 pub fn embed(
     pool: &Pool,
     encoder: Encoder,
     name: &str,
     replace: bool,
+    kept: Option<&Path>,
     stop: &'static AtomicBool,
     on_progress: OnProgress<'_>,
 ) -> Result<Embedded> {
@@ -48,16 +56,18 @@ pub fn embed(
     runtime.block_on(pool.check_new_columns(&schema, replace))?;
     let (sender, receiver) = std::sync::mpsc::sync_channel(2);
     let total = samples.len();
+    let parts = kept.map(|folder| Parts::open(folder, &digest(&samples, &encoder))).transpose()?;
     let mut work = Work { samples, encoder, schema: schema.clone(), done: Embedded::default() };
-    std::thread::scope(|scope| {
+    let done = std::thread::scope(|scope| {
         let handle = runtime.clone();
+        let parts = &parts;
         let worker = scope.spawn(move || {
-            for from in (0..total).step_by(CHUNK) {
-                on_progress(Progress { what: String::new(), done: from as u64, total: total as u64, unit: "samples" });
-                let batch = match stop.load(Ordering::Relaxed) {
-                    true => Err(Error::Interrupted { step: from as u64, steps: total as u64 }),
-                    false => work.rows(from..(from + CHUNK).min(total), &handle),
+            for (number, from) in (0..total).step_by(PART).enumerate() {
+                let rows = from..(from + PART).min(total);
+                let on_chunk = |done: usize| {
+                    on_progress(Progress { what: String::new(), done: done as u64, total: total as u64, unit: "samples" });
                 };
+                let batch = work.part(parts.as_ref(), number, rows, stop, &handle, &on_chunk);
                 let failed = batch.as_ref().err().map(ToString::to_string);
                 let sent = sender.send(batch.map_err(|e| ArrowError::ExternalError(Box::new(e))));
                 if sent.is_err() || failed.is_some() {
@@ -70,13 +80,28 @@ pub fn embed(
         let added = runtime.block_on(pool.add_columns(Box::new(batches), replace));
         let done = worker.join();
         if added.is_err() && stop.load(Ordering::Relaxed) {
-            return Err(Error::Interrupted { step: done.map_or(0, |done| done.rows), steps: total as u64 });
+            return Err(Error::Stopped { done: done.map_or(0, |done| done.rows), total: total as u64 });
         }
         added?;
         let done = done.map_err(|_| Error::WorkerPanicked)?;
         on_progress(Progress { what: String::new(), done: total as u64, total: total as u64, unit: "samples" });
         Ok(done)
-    })
+    });
+    if done.is_ok() {
+        parts.map(Parts::remove).transpose()?;
+    }
+    done
+}
+
+/// Of the model, and of all samples with whether they have an image.
+fn digest(samples: &Samples, encoder: &Encoder) -> String {
+    let mut digest = Sha256::new();
+    digest.update(encoder.digest());
+    for i in 0..samples.len() {
+        digest.update(samples.uid(i).0);
+        digest.update([u8::from(samples.has_image(i))]);
+    }
+    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 struct Work {
@@ -87,7 +112,41 @@ struct Work {
 }
 
 impl Work {
-    fn rows(&mut self, range: std::ops::Range<usize>, runtime: &tokio::runtime::Handle) -> Result<RecordBatch> {
+    /// The rows of a part, kept ones or new ones.
+    fn part(
+        &mut self,
+        parts: Option<&Parts>,
+        number: usize,
+        range: Range<usize>,
+        stop: &AtomicBool,
+        runtime: &tokio::runtime::Handle,
+        on_chunk: &dyn Fn(usize),
+    ) -> Result<RecordBatch> {
+        let kept = parts.and_then(|parts| parts.read(number));
+        let batch = match kept.filter(|batch| batch.num_rows() == range.len() && batch.schema() == self.schema) {
+            Some(batch) => batch,
+            None => {
+                let mut chunks = Vec::new();
+                for from in range.clone().step_by(CHUNK) {
+                    on_chunk(from);
+                    if stop.load(Ordering::Relaxed) {
+                        return Err(Error::Stopped { done: from as u64, total: self.samples.len() as u64 });
+                    }
+                    chunks.push(self.rows(from..(from + CHUNK).min(range.end), runtime)?);
+                }
+                let batch = concat_batches(&self.schema, &chunks).map_err(storage::Error::from)?;
+                parts.map(|parts| parts.write(number, &batch)).transpose()?;
+                batch
+            }
+        };
+        let missing = range.clone().filter(|&i| !self.samples.has_image(i)).count();
+        self.done.rows += range.len() as u64;
+        self.done.no_image += missing as u64;
+        self.done.unreadable += (batch.column(0).null_count() - missing) as u64;
+        Ok(batch)
+    }
+
+    fn rows(&mut self, range: Range<usize>, runtime: &tokio::runtime::Handle) -> Result<RecordBatch> {
         let which: Vec<usize> = range.collect();
         let samples = runtime.block_on(self.samples.read(&which))?;
         let encoder = &self.encoder;
@@ -105,10 +164,6 @@ impl Work {
         let both: Vec<bool> = has_image.iter().zip(&has_text).map(|(i, t)| *i && *t).collect();
         let scores = Float32Array::new(scores.collect::<Vec<_>>().into(), Some(NullBuffer::from(both)));
 
-        self.done.rows += which.len() as u64;
-        let missing = which.iter().filter(|&&i| !self.samples.has_image(i)).count();
-        self.done.no_image += missing as u64;
-        self.done.unreadable += (has_image.iter().filter(|has| !**has).count() - missing) as u64;
         let list = |values: Vec<f16>, valid: Vec<bool>| -> Result<ArrayRef, ArrowError> {
             let item = Arc::new(Field::new("item", DataType::Float16, true));
             let values = Arc::new(Float16Array::from(values));

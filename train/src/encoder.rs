@@ -2,6 +2,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 
 use crate::backend::{Backend, Cpu, Span};
 use crate::checkpoint::Checkpoint;
@@ -33,6 +34,17 @@ impl Encoder {
         let mut model = Model::new(Cpu::new(), &config.model_cfg, &checkpoint.values, capacity);
         let features = model.backend.alloc(BATCH * config.model_cfg.embed_dim);
         Encoder { model, preprocess: config.preprocess_cfg.clone(), tokenizer: Arc::default(), features }
+    }
+
+    /// Of the configuration and all weights: what a feature depends on.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut digest = Sha256::new();
+        digest.update(serde_json::to_vec(self.config()).expect("a configuration is plain data"));
+        digest.update(serde_json::to_vec(&self.preprocess).expect("a configuration is plain data"));
+        for values in self.model.backend.read(self.model.values).chunks(1 << 16) {
+            digest.update(values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
+        }
+        digest.finalize().into()
     }
 
     pub fn config(&self) -> &ModelConfig {

@@ -48,6 +48,8 @@ pub enum Error {
     WorkerPanicked,
     #[error("the loss is {loss} at step {step}: the training diverged")]
     Diverged { step: u64, loss: f32 },
+    #[error("stopped after {done} of {total}")]
+    Stopped { done: u64, total: u64 },
     #[error("stopped at step {step} of {steps}")]
     Interrupted { step: u64, steps: u64 },
     #[error(transparent)]
@@ -73,6 +75,7 @@ impl Error {
                 "the pool has got or lost images of the subset since: give it as it was with --at".into()
             }
             Error::Resume { .. } => "give the run's own, or another folder with -o".into(),
+            Error::Stopped { .. } => "the same command goes on from there".into(),
             Error::Interrupted { .. } => "go on with the same command and --resume".into(),
             Error::ConfigField { .. } => "ViT models of open_clip are supported, without this".into(),
             Error::MicroBatch { batch_size, .. } => format!("give --micro-batch {batch_size} or less"),

@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use storage::Pool;
 use tokio::runtime::Runtime;
 use train::Encoder;
@@ -18,7 +20,10 @@ pub(crate) fn run(args: cli::Embed, runtime: &Runtime) -> Result<()> {
     let meter = Meter::new("embed");
     let done = {
         let _inside = runtime.enter();
-        train::embed::embed(&pool, encoder, name, args.replace, &STOP, &|progress| meter.show(progress))
+        // Beside the pool's tables, where that is a folder of this machine.
+        let kept = Path::new(&args.pool).join(format!("embedding_{name}"));
+        let kept = Path::new(&args.pool).is_dir().then_some(&*kept);
+        train::embed::embed(&pool, encoder, name, args.replace, kept, &STOP, &|progress| meter.show(progress))
     };
     meter.finish();
     let done = done?;

@@ -2,6 +2,7 @@
 
 pub(crate) mod allocator;
 mod embed;
+mod encode;
 mod eval;
 mod export;
 mod filter;
@@ -33,6 +34,7 @@ pub(crate) fn run(command: Command, runtime: &Runtime) -> Result<()> {
         Command::Filter(args) => filter::run(args, runtime),
         Command::Train(args) => train::run(args, runtime),
         Command::Embed(args) => embed::run(args, runtime),
+        Command::Encode(args) => encode::run(args),
         Command::Eval(args) => eval::run(args, runtime),
         Command::Report(args) => report::run(args),
         Command::Export(args) => export::run(args, runtime),

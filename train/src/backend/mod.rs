@@ -3,6 +3,7 @@
 mod cpu;
 
 pub use cpu::Cpu;
+pub(crate) use cpu::vectorized;
 
 /// A range of float32 values in a backend's memory: a device pointer with its length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

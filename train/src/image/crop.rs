@@ -1,6 +1,8 @@
 use image::RgbImage;
 use rand::Rng;
 
+use super::resize::Pixels;
+
 /// A rectangle of whole pixels inside an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Crop {
@@ -42,14 +44,11 @@ impl Crop {
         Crop { left: offset(width), top: offset(height), width: size, height: size }
     }
 
-    /// The rectangle's pixels, `[height, width, 3]`.
-    pub fn take(&self, image: &RgbImage) -> Vec<u8> {
+    /// The rectangle's pixels.
+    pub fn of(self, image: &RgbImage) -> Pixels<'_> {
         let stride = image.width() as usize * 3;
-        let mut pixels = Vec::with_capacity((self.width * self.height * 3) as usize);
-        for row in image.as_raw().chunks_exact(stride).skip(self.top as usize).take(self.height as usize) {
-            pixels.extend_from_slice(&row[self.left as usize * 3..][..self.width as usize * 3]);
-        }
-        pixels
+        let bytes = &image.as_raw()[self.top as usize * stride + self.left as usize * 3..];
+        Pixels { bytes, width: self.width as usize, height: self.height as usize, stride }
     }
 }
 

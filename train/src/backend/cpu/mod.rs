@@ -12,7 +12,8 @@ use rayon::prelude::*;
 use super::{Activation, AdamW, AdamWState, Attention, Backend, Gemm, LayerNormGrads, LossGrads, Span};
 use matmul::{Strides, matmul};
 use memory::Memory;
-use vector::{add_to, dot, sum, vectorized};
+pub(crate) use vector::vectorized;
+use vector::{add_to, dot, sum};
 
 /// Rows that one task works on, and over which partial sums are taken: fixed, so that results do not depend on the
 /// number of threads.

@@ -1,0 +1,25 @@
+use train::Encoder;
+use train::encode::{Files, encode};
+
+use crate::cli;
+use crate::progress::Meter;
+use crate::{Error, Result, STOP};
+
+pub(crate) fn run(args: cli::Encode) -> Result<()> {
+    let files = Files::find(args.images.as_deref(), args.texts.as_deref())?;
+    if files.images.is_empty() && files.texts.is_empty() {
+        let message = "there is nothing to encode".into();
+        return Err(Error::Usage { message, hint: "--images DIR takes jpg, png, webp and gif files, --texts FILE a text a line" });
+    }
+    let mut encoder = Encoder::open(&args.checkpoint)?;
+    let meter = Meter::new("encode");
+    let done = encode(&mut encoder, &files, args.normalize, &args.output, &STOP, &|progress| meter.show(progress));
+    meter.finish();
+    let unreadable = done?;
+    for (path, reason) in &unreadable {
+        crate::note!("{}: {reason}: its features are NaN", path.display());
+    }
+    let (images, texts) = (files.images.len(), files.texts.len());
+    crate::note!("{images} images and {texts} texts, {} values each: {}", encoder.config().embed_dim, args.output.display());
+    Ok(())
+}
