@@ -425,7 +425,7 @@ pub(crate) struct Train {
     #[arg(long)]
     pub micro_batch: Option<usize>,
     /// Memory for parameters, optimizer and activations, roughly
-    #[arg(long, default_value = "4GB", value_parser = parse_bytes)]
+    #[arg(long, default_value = "6GB", value_parser = parse_bytes)]
     pub train_memory: u64,
     /// How samples are drawn: "full", each on its own; or "blocks:N", N that lie side by side, then others, for slow
     /// disks and object stores. A sample's chance is the same; a batch of 4096 is then of 4096/N places of the pool

@@ -172,6 +172,8 @@ fn off_recipe(t: &Sandbox) {
         assert_eq!(output.code, 0, "{}", output.stderr);
         assert!(output.stderr.contains("scale        tiny (off recipe)"), "{}", output.stderr);
     }
+    let receipt: Value = serde_json::from_slice(&std::fs::read(t.path("rate/receipt.json")).unwrap()).unwrap();
+    assert_eq!((&receipt["on_recipe"], &receipt["scale"], &receipt["filter"]), (&false.into(), &"tiny".into(), &"no_filter".into()));
     let sql = "SELECT count(*) AS n FROM runs WHERE NOT on_recipe";
     assert_eq!(t.ok(&["sql", "pool", "-c", sql, "--format", "csv"]), "n\n4\n");
     let config: Value = serde_json::from_slice(&std::fs::read(t.path("model/open_clip_config.json")).unwrap()).unwrap();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 use storage::Samples;
 
-use crate::backend::{Backend, Cpu, Gemm};
+use crate::backend::{Backend, Cpu, Epilogue, Gemm};
 use crate::loader::{self, Order};
 use crate::model::Model;
 use crate::parameters::Parameters;
@@ -82,7 +82,8 @@ pub fn peak_flops() -> f64 {
     const N: usize = 1024;
     let mut b = Cpu::new();
     let [out, x, y] = [(); 3].map(|()| b.alloc(N * N));
-    let gemm = Gemm { out, a: x, b: y, m: N, n: N, k: N, transpose_a: false, transpose_b: true, accumulate: false, bias: None };
+    let gemm =
+        Gemm { out, a: x, b: y, m: N, n: N, k: N, transpose_a: false, transpose_b: true, accumulate: false, epilogue: Epilogue::None };
     let timed = |b: &mut Cpu| {
         let start = Instant::now();
         b.gemm(gemm);

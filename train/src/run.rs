@@ -196,7 +196,7 @@ pub fn train(
     if saved.seen.counts.is_empty() && plan.track_samples {
         saved.seen = Seen { counts: vec![0; samples.len()], last_loss: vec![f32::NAN; samples.len()] };
     }
-    receipt.write(&out.join("receipt.json"))?;
+    write_receipt(&receipt, plan, out)?;
     let mut metrics = Lines::open(out, "metrics.jsonl", saved.state.step)?;
     let mut unreadable = Unreadable::open(out, saved.state.step)?;
 
@@ -276,10 +276,22 @@ pub fn train(
         samples_per_second: samples_seen as f64 / seconds,
         receipt,
     };
-    let mut text = serde_json::to_string_pretty(&run).expect("a run is plain data");
-    text.push('\n');
-    write_whole(&out.join(RUN_FILE), |file| file.write_all(text.as_bytes()))?;
+    write_json(&out.join(RUN_FILE), &run)?;
     Ok(run)
+}
+
+/// The subset's receipt, and what of the training is not the scale's recipe.
+fn write_receipt(receipt: &Receipt, plan: &Plan, out: &Path) -> Result<()> {
+    let mut value = serde_json::to_value(receipt).expect("a receipt is plain data");
+    value["scale"] = plan.recipe.scale.clone().into();
+    value["on_recipe"] = plan.is_on_recipe().into();
+    write_json(&out.join("receipt.json"), &value)
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value).expect("plain data");
+    text.push('\n');
+    write_whole(path, |file| file.write_all(text.as_bytes()))
 }
 
 fn config(plan: &Plan) -> OpenClipConfig {

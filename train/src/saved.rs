@@ -86,8 +86,12 @@ impl Saved {
         Ok(())
     }
 
-    /// The newest in `run` that is whole.
+    /// The newest in `run` that is whole. One that was being written when its run was killed is removed.
     pub fn newest(run: &Path) -> Result<Option<Saved>> {
+        let entries = std::fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten().map(|entry| entry.path());
+        for part in entries.filter(|path| path.extension().is_some_and(|extension| extension == "part")) {
+            std::fs::remove_dir_all(&part).map_err(Error::io(&part))?;
+        }
         let whole = |folder: &PathBuf| folder.join(OPTIMIZER_FILE).exists() && folder.join(STATE_FILE).exists();
         let Some(folder) = folders(run).into_iter().rfind(whole) else { return Ok(None) };
         let path = folder.join(STATE_FILE);

@@ -11,12 +11,13 @@ use train::parameters::Parameters;
 use train::{ModelConfig, Plan, Recipe, Run, StepReport};
 
 use super::session::session;
-use super::{absolute, block_on, open};
+use super::{absolute, allocator, block_on, open};
 use crate::cli;
 use crate::progress::{Meter, StepMeter};
 use crate::{Error, Result, STOP};
 
 pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
+    allocator::keep_memory();
     let plan = plan(&args)?;
     let capacity = plan.capacity()?;
     let (samples, missing, receipt) = block_on(runtime, async {

@@ -26,7 +26,7 @@ impl Span {
     }
 }
 
-/// `out[m, n] (+)= op(a)[m, k] · op(b)[k, n] (+ bias[n])`, all row-major; `op` transposes where asked.
+/// `out[m, n] (+)= op(a)[m, k] · op(b)[k, n]`, all row-major, then the epilogue; `op` transposes where asked.
 #[derive(Debug, Clone, Copy)]
 pub struct Gemm {
     pub out: Span,
@@ -39,7 +39,26 @@ pub struct Gemm {
     pub transpose_b: bool,
     /// Adds to `out` instead of replacing it.
     pub accumulate: bool,
-    pub bias: Option<Span>,
+    pub epilogue: Epilogue,
+}
+
+/// What becomes of a product's rows while they are at hand.
+#[derive(Debug, Clone, Copy)]
+pub enum Epilogue {
+    None,
+    /// `out += bias[n]`.
+    Bias(Span),
+    /// `out += bias[n]`, and `to[m, n] = activation(out)`.
+    Activate {
+        bias: Span,
+        activation: Activation,
+        to: Span,
+    },
+    /// `out += bias[n] + x[m, n]`.
+    Residual {
+        bias: Span,
+        x: Span,
+    },
 }
 
 /// Self-attention within sequences that lie one after another in the rows of a matrix.
@@ -85,10 +104,6 @@ pub trait Backend {
     fn write(&mut self, to: Span, values: &[f32]);
     fn read(&self, from: Span) -> Vec<f32>;
     fn zero(&mut self, span: Span);
-    /// `out = x`.
-    fn copy(&mut self, out: Span, x: Span);
-    /// `out += x`.
-    fn add(&mut self, out: Span, x: Span);
 
     fn gemm(&mut self, gemm: Gemm);
     /// Floating-point operations of all matrix products so far, attention's included: 2 m n k each.
@@ -101,7 +116,6 @@ pub trait Backend {
     /// `dx += `, `dgamma += `, `dbeta += ` from `dy`.
     fn layer_norm_backward(&mut self, grads: LayerNormGrads, dy: Span, x: Span, stats: Span, gamma: Span);
 
-    fn activate(&mut self, activation: Activation, out: Span, x: Span);
     /// `dy *= activation'(x)`, in place.
     fn activate_backward(&mut self, activation: Activation, dy: Span, x: Span);
 

@@ -33,14 +33,21 @@ pub fn resize(source: Pixels, new_width: usize, new_height: usize) -> Vec<u8> {
     } else {
         let weights = weights(source.width, new_width);
         wide.resize(source.height * new_width * 3, 0);
-        // A pixel is read as four bytes.
-        let mut padded = vec![0; source.width * 3 + 1];
-        for (y, out) in wide.chunks_exact_mut(new_width * 3).enumerate() {
-            padded[..source.width * 3].copy_from_slice(row(y));
+        let mut columns = vec![[0; ROWS]; source.width * 3];
+        for top in (0..source.height).step_by(ROWS) {
+            let rows: [&[u8]; ROWS] = std::array::from_fn(|r| row((top + r).min(source.height - 1)));
+            let out = &mut wide[top * new_width * 3..];
             vectorized(
                 arch,
                 #[inline(always)]
-                || across(out, &padded, &weights),
+                || {
+                    for (r, row) in rows.iter().enumerate() {
+                        for (column, &x) in columns.iter_mut().zip(*row) {
+                            column[r] = i32::from(x);
+                        }
+                    }
+                    across(out, &columns, &weights);
+                },
             );
         }
     }
@@ -79,19 +86,24 @@ pub fn resize(source: Pixels, new_width: usize, new_height: usize) -> Vec<u8> {
     out
 }
 
-/// One row: `out[new_width, 3]` from `row[width, 3]` and a byte more.
+/// Rows that are worked on side by side.
+const ROWS: usize = 16;
+
+/// Up to `ROWS` rows `out[_, new_width, 3]`, as many as there is room for, from their columns `[width, 3]`.
 #[inline(always)]
-fn across(out: &mut [u8], row: &[u8], weights: &Weights) {
-    for ((out, &first), taps) in out.chunks_exact_mut(3).zip(&weights.first).zip(weights.weights.chunks_exact(weights.taps)) {
-        let mut sums = [1i32 << (PRECISION - 1); 4];
-        // The last pixels of a row have fewer taps than others: what would lie behind it is not read.
-        for (pixel, &weight) in row[first * 3..].windows(4).step_by(3).zip(taps) {
-            for (sum, &x) in sums.iter_mut().zip(pixel) {
-                *sum += i32::from(x) * weight;
+fn across(out: &mut [u8], columns: &[[i32; ROWS]], weights: &Weights) {
+    let line = weights.first.len() * 3;
+    for (i, (&first, taps)) in weights.first.iter().zip(weights.weights.chunks_exact(weights.taps)).enumerate() {
+        for c in 0..3 {
+            let mut sums = [1i32 << (PRECISION - 1); ROWS];
+            for (column, &weight) in columns[first * 3 + c..].iter().step_by(3).zip(taps) {
+                for (sum, x) in sums.iter_mut().zip(column) {
+                    *sum += x * weight;
+                }
             }
-        }
-        for (out, sum) in out.iter_mut().zip(sums) {
-            *out = clip(sum);
+            for (out, sum) in out.chunks_exact_mut(line).zip(sums) {
+                out[i * 3 + c] = clip(sum);
+            }
         }
     }
 }

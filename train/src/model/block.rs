@@ -1,4 +1,4 @@
-use crate::backend::{Activation, Attention, Backend, Gemm, LayerNormGrads, Span};
+use crate::backend::{Activation, Attention, Backend, Epilogue, Gemm, LayerNormGrads, Span};
 use crate::parameters::{Block, LayerNorm, Linear, part};
 
 /// What a tower's blocks have in common, and the sequences that they work on now.
@@ -106,8 +106,13 @@ impl Scratch {
     }
 }
 
-/// `out[rows, n] (+)= x[rows, k] · weightᵀ + bias`.
-fn linear(b: &mut impl Backend, values: Span, layer: &Linear, out: Span, x: Span, accumulate: bool) {
+/// `out[rows, n] = x[rows, k] · weightᵀ + bias`.
+fn linear(b: &mut impl Backend, values: Span, layer: &Linear, out: Span, x: Span) {
+    linear_then(b, values, layer, out, x, Epilogue::Bias);
+}
+
+/// The same, and what is done with it while it is at hand.
+fn linear_then(b: &mut impl Backend, values: Span, layer: &Linear, out: Span, x: Span, epilogue: impl Fn(Span) -> Epilogue) {
     let (n, k) = (layer.bias.len(), layer.weight.len() / layer.bias.len());
     b.gemm(Gemm {
         out,
@@ -118,8 +123,8 @@ fn linear(b: &mut impl Backend, values: Span, layer: &Linear, out: Span, x: Span
         k,
         transpose_a: false,
         transpose_b: true,
-        accumulate,
-        bias: Some(part(values, &layer.bias)),
+        accumulate: false,
+        epilogue: epilogue(part(values, &layer.bias)),
     });
 }
 
@@ -130,13 +135,13 @@ fn linear_backward(b: &mut impl Backend, values: Span, grads: Span, layer: &Line
     let m = x.len / k;
     weight_backward(b, part(grads, &layer.weight), dy, x, [n, k, m]);
     let w = part(values, &layer.weight);
-    b.gemm(Gemm { out: dx, a: dy, b: w, m, n: k, k: n, transpose_a: false, transpose_b: false, accumulate, bias: None });
+    b.gemm(Gemm { out: dx, a: dy, b: w, m, n: k, k: n, transpose_a: false, transpose_b: false, accumulate, epilogue: Epilogue::None });
     b.add_column_sums(part(grads, &layer.bias), dy);
 }
 
 /// `dw[m, n] += aᵀ · b`, from `a[k, m]` and `b[k, n]`.
 pub fn weight_backward(b: &mut impl Backend, dw: Span, left: Span, right: Span, [m, n, k]: [usize; 3]) {
-    b.gemm(Gemm { out: dw, a: left, b: right, m, n, k, transpose_a: true, transpose_b: false, accumulate: true, bias: None });
+    b.gemm(Gemm { out: dw, a: left, b: right, m, n, k, transpose_a: true, transpose_b: false, accumulate: true, epilogue: Epilogue::None });
 }
 
 pub fn layer_norm(b: &mut impl Backend, values: Span, layer: &LayerNorm, out: Span, stats: Span, x: Span, eps: f32) {
@@ -154,26 +159,23 @@ pub fn layer_norm_backward(b: &mut impl Backend, values: Span, grads: Span, laye
 pub fn forward(b: &mut impl Backend, values: Span, block: &Block, a: &Activations, x: Span, shape: &Shape) {
     let a = a.first(shape);
     layer_norm(b, values, &block.ln_1, a.ln_1, a.ln_1_stats, x, shape.eps);
-    linear(b, values, &block.kv, a.kv, a.ln_1, false);
-    match (a.ln_1_queries, shape.attention.queries) {
+    linear(b, values, &block.kv, a.kv, a.ln_1);
+    let (ln_1, residual) = match (a.ln_1_queries, shape.attention.queries) {
         (Some(ln_1), Some(queries)) => {
             b.gather(ln_1, a.ln_1, queries, shape.width);
-            b.gather(a.middle, x, queries, shape.width);
-            linear(b, values, &block.q, a.q, ln_1, false);
+            b.gather(a.out, x, queries, shape.width);
+            (ln_1, a.out)
         }
-        _ => {
-            b.copy(a.middle, x);
-            linear(b, values, &block.q, a.q, a.ln_1, false);
-        }
-    }
+        _ => (a.ln_1, x),
+    };
+    linear(b, values, &block.q, a.q, ln_1);
     b.attention(a.attention, a.q, a.kv, shape.attention);
-    linear(b, values, &block.out, a.middle, a.attention, true);
+    linear_then(b, values, &block.out, a.middle, a.attention, |bias| Epilogue::Residual { bias, x: residual });
 
     layer_norm(b, values, &block.ln_2, a.ln_2, a.ln_2_stats, a.middle, shape.eps);
-    linear(b, values, &block.fc, a.fc, a.ln_2, false);
-    b.activate(shape.activation, a.activated, a.fc);
-    b.copy(a.out, a.middle);
-    linear(b, values, &block.proj, a.out, a.activated, true);
+    let activation = shape.activation;
+    linear_then(b, values, &block.fc, a.fc, a.ln_2, |bias| Epilogue::Activate { bias, activation, to: a.activated });
+    linear_then(b, values, &block.proj, a.out, a.activated, |bias| Epilogue::Residual { bias, x: a.middle });
 }
 
 /// From `d[queries, C]`, the gradient of the block's output, that of its input `x[rows, C]`, in `dx`. Where every row

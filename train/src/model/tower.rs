@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::block::{self, Activations, Scratch, Shape, layer_norm, layer_norm_backward, weight_backward};
-use crate::backend::{Attention, Backend, Gemm, Span};
+use crate::backend::{Attention, Backend, Epilogue, Gemm, Span};
 use crate::parameters::{Block, LayerNorm, part};
 
 /// Activations of one micro-batch.
@@ -107,7 +107,7 @@ impl Tower {
             transpose_a: false,
             transpose_b: false,
             accumulate: false,
-            bias: None,
+            epilogue: Epilogue::None,
         });
     }
 
@@ -139,7 +139,7 @@ impl Tower {
             transpose_a: false,
             transpose_b: true,
             accumulate: false,
-            bias: None,
+            epilogue: Epilogue::None,
         });
         b.zero(dpooled);
         layer_norm_backward(b, values, grads, p.ln, dpooled, dln, self.last.out.first(batch * width), stats);

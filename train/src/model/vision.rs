@@ -1,6 +1,6 @@
 use super::block::{Shape, layer_norm, layer_norm_backward, weight_backward};
 use super::tower::{Arenas, Capacity, Input, Tower, TowerParameters, Workspace};
-use crate::backend::{Attention, Backend, Gemm, Span};
+use crate::backend::{Attention, Backend, Epilogue, Gemm, Span};
 use crate::config::ModelConfig;
 use crate::parameters::{Parameters, part};
 
@@ -83,7 +83,7 @@ impl VisionTower {
             transpose_a: false,
             transpose_b: true,
             accumulate: false,
-            bias: None,
+            epilogue: Epilogue::None,
         });
         let tokens = self.tokens.first(rows * width);
         b.embed_patches(tokens, embedded, part(values, &p.class_embedding), part(values, &p.vision_positions));

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Activation, AdamW, AdamWState, Attention, Backend, Gemm, LayerNormGrads, LossGrads, Span};
+use super::{Activation, AdamW, AdamWState, Attention, Backend, Epilogue, Gemm, LayerNormGrads, LossGrads, Span};
 use matmul::{Strides, matmul};
 use memory::Memory;
 pub(crate) use vector::vectorized;
@@ -75,6 +75,64 @@ impl Cpu {
         });
     }
 
+    fn epilogue(&mut self, out: Span, n: usize, epilogue: Epilogue) {
+        let arch = self.arch;
+        match epilogue {
+            Epilogue::None => {}
+            Epilogue::Bias(bias) => self.with(out, |cpu, out| {
+                let bias = cpu.get(bias);
+                out.par_chunks_mut(ROWS * n).for_each(|rows| {
+                    vectorized(
+                        arch,
+                        #[inline(always)]
+                        || rows.chunks_exact_mut(n).for_each(|row| add_to(row, bias)),
+                    );
+                });
+            }),
+            Epilogue::Activate { bias, activation, to } => self.with2(out, to, |cpu, out, to| {
+                let bias = cpu.get(bias);
+                out.par_chunks_mut(ROWS * n).zip(to.par_chunks_mut(ROWS * n)).for_each(|(rows, to)| {
+                    vectorized(
+                        arch,
+                        #[inline(always)]
+                        || match activation {
+                            Activation::Gelu => activate(
+                                rows,
+                                to,
+                                bias,
+                                #[inline(always)]
+                                |x| math::gelu(x),
+                            ),
+                            Activation::QuickGelu => activate(
+                                rows,
+                                to,
+                                bias,
+                                #[inline(always)]
+                                |x| math::quick_gelu(x),
+                            ),
+                        },
+                    );
+                });
+            }),
+            Epilogue::Residual { bias, x } => self.with(out, |cpu, out| {
+                let (bias, x) = (cpu.get(bias), cpu.get(x));
+                out.par_chunks_mut(ROWS * n).zip(x.par_chunks(ROWS * n)).for_each(|(rows, x)| {
+                    vectorized(
+                        arch,
+                        #[inline(always)]
+                        || {
+                            for (row, x) in rows.chunks_exact_mut(n).zip(x.chunks_exact(n)) {
+                                for i in 0..n {
+                                    row[i] += bias[i] + x[i];
+                                }
+                            }
+                        },
+                    );
+                });
+            }),
+        }
+    }
+
     /// The gradient of a parameter vector: `f` adds each block of rows into a partial sum, and the partial sums are
     /// added in order.
     fn reduce(&self, blocks: usize, len: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
@@ -98,6 +156,18 @@ impl Cpu {
     }
 }
 
+/// `rows += bias`, `to = f(rows)`.
+#[inline(always)]
+fn activate(rows: &mut [f32], to: &mut [f32], bias: &[f32], f: impl Fn(f32) -> f32) {
+    let n = bias.len();
+    for (row, to) in rows.chunks_exact_mut(n).zip(to.chunks_exact_mut(n)) {
+        for i in 0..n {
+            row[i] += bias[i];
+            to[i] = f(row[i]);
+        }
+    }
+}
+
 impl Backend for Cpu {
     fn alloc(&mut self, len: usize) -> Span {
         self.buffers.push(Memory::zeros(len));
@@ -116,24 +186,6 @@ impl Backend for Cpu {
         self.with(span, |_, out| out.par_chunks_mut(CHUNK).for_each(|out| out.fill(0.0)));
     }
 
-    fn copy(&mut self, out: Span, x: Span) {
-        self.map(
-            out,
-            x,
-            #[inline(always)]
-            |_, x| x,
-        );
-    }
-
-    fn add(&mut self, out: Span, x: Span) {
-        self.map(
-            out,
-            x,
-            #[inline(always)]
-            |o, x| o + x,
-        );
-    }
-
     fn gemm(&mut self, g: Gemm) {
         self.flops += 2.0 * (g.m * g.n * g.k) as f64;
         assert!(g.out.len == g.m * g.n && g.a.len == g.m * g.k && g.b.len == g.k * g.n, "shapes of {g:?}");
@@ -146,11 +198,8 @@ impl Backend for Cpu {
             let b = (cpu.get(g.b), strides(g.transpose_b, g.k, g.n));
             let parallelism = gemm::Parallelism::Rayon(0);
             matmul((g.m, g.n, g.k), (out, Strides::rows_of(g.n)), a, b, g.accumulate, 1.0, parallelism);
-            if let Some(bias) = g.bias {
-                let bias = cpu.get(bias);
-                out.par_chunks_mut(ROWS * g.n).for_each(|rows| rows.chunks_exact_mut(g.n).for_each(|row| add_to(row, bias)));
-            }
         });
+        self.epilogue(g.out, g.n, g.epilogue);
     }
 
     fn flops(&self) -> f64 {
@@ -242,23 +291,6 @@ impl Backend for Cpu {
                 );
             });
         });
-    }
-
-    fn activate(&mut self, activation: Activation, out: Span, x: Span) {
-        match activation {
-            Activation::Gelu => self.map(
-                out,
-                x,
-                #[inline(always)]
-                |_, x| math::gelu(x),
-            ),
-            Activation::QuickGelu => self.map(
-                out,
-                x,
-                #[inline(always)]
-                |_, x| math::quick_gelu(x),
-            ),
-        }
     }
 
     fn activate_backward(&mut self, activation: Activation, dy: Span, x: Span) {
