@@ -421,7 +421,8 @@ pub(crate) struct Train {
     /// Stop after so many steps of the schedule (off recipe)
     #[arg(long)]
     pub max_steps: Option<u64>,
-    /// Samples whose activations are held at once; changes memory, not results. By default what --train-memory has room for
+    /// Samples whose activations are held at once; results stay the same but for rounding. By default what --train-memory
+    /// has room for
     #[arg(long)]
     pub micro_batch: Option<usize>,
     /// Memory for parameters, optimizer and activations, roughly

@@ -39,11 +39,26 @@ pub(crate) static WAITING: AtomicBool = AtomicBool::new(false);
 /// How long a query may take to notice.
 const GRACE: Duration = Duration::from_millis(300);
 
+/// Ctrl-C, or what a scheduler sends before it kills.
+async fn interrupted() -> bool {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let Ok(mut terminated) = signal(SignalKind::terminate()) else { return tokio::signal::ctrl_c().await.is_ok() };
+        tokio::select! {
+            ctrl_c = tokio::signal::ctrl_c() => ctrl_c.is_ok(),
+            term = terminated.recv() => term.is_some(),
+        }
+    }
+    #[cfg(not(unix))]
+    tokio::signal::ctrl_c().await.is_ok()
+}
+
 /// On a thread of its own: queries may keep all others busy for long.
 fn watch_for_ctrl_c() {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
     runtime.block_on(async {
-        while tokio::signal::ctrl_c().await.is_ok() {
+        while interrupted().await {
             if STOP.swap(true, Ordering::SeqCst) {
                 std::process::exit(130);
             }

@@ -62,10 +62,18 @@ const LINES: u64 = 12;
 impl StepMeter {
     pub fn new(steps: u64) -> StepMeter {
         let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
-        if let Ok(style) = ProgressStyle::with_template("train {bar:30} {pos}/{len} steps, {eta} left\n{msg}") {
+        if let Ok(style) = ProgressStyle::with_template("train {bar:24} {pos}/{len} steps, {eta} left, {prefix}\n{msg}") {
             bar.set_style(style);
         }
         StepMeter { bar, steps }
+    }
+
+    /// While `step` of them, counted from 1, is this far.
+    pub fn part(&self, step: u64, share: f64) {
+        if !self.bar.is_hidden() {
+            self.bar.set_prefix(format!("step {step}: {:.0}%", 100.0 * share));
+            self.bar.tick();
+        }
     }
 
     /// After `step` of them, counted from 1.

@@ -98,18 +98,18 @@ fn convolve(plane: &[f32], width: usize, height: usize, kernel: &[f32], region: 
             *value = row[mirror((x.0 + i) as isize - radius as isize, width)];
         }
         add_scaled(out, &padded[radius..], kernel[0]);
-        for k in 1..=radius {
-            add_scaled(out, &padded[radius - k..], kernel[k]);
-            add_scaled(out, &padded[radius + k..], kernel[k]);
+        for (k, &weight) in kernel.iter().enumerate().skip(1) {
+            add_scaled(out, &padded[radius - k..], weight);
+            add_scaled(out, &padded[radius + k..], weight);
         }
     }
     let mut out = vec![0f32; columns * (y.1 - y.0)];
     for (target, y) in out.chunks_exact_mut(columns).zip(y.0..y.1) {
         let row = |at: isize| &rows[(mirror(at, height) - first) * columns..];
         add_scaled(target, row(y as isize), kernel[0]);
-        for k in 1..=radius {
-            add_scaled(target, row(y as isize - k as isize), kernel[k]);
-            add_scaled(target, row(y as isize + k as isize), kernel[k]);
+        for (k, &weight) in kernel.iter().enumerate().skip(1) {
+            add_scaled(target, row(y as isize - k as isize), weight);
+            add_scaled(target, row(y as isize + k as isize), weight);
         }
     }
     out

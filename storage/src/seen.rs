@@ -11,7 +11,7 @@ use crate::{Error, Result, Samples};
 
 /// Writes a parquet file of `uid` (16 bytes, as in the pool), `seen` (draws, of all of the sample's entries) and
 /// `last_loss` (its part of the loss when it was last in a batch, null if it never was). Both slices go by position in
-/// `samples`; NaN is no loss.
+/// `samples`, those of a uid at its first; NaN is no loss.
 pub fn write_seen(path: &Path, samples: &Samples, seen: &[u32], last_loss: &[f32]) -> Result<()> {
     let n = samples.len();
     let mut uids = FixedSizeBinaryBuilder::with_capacity(n, 16);
@@ -22,8 +22,8 @@ pub fn write_seen(path: &Path, samples: &Samples, seen: &[u32], last_loss: &[f32
         let uid = samples.uid(at);
         let end = (at..n).find(|&i| samples.uid(i) != uid).unwrap_or(n);
         uids.append_value(uid.0)?;
-        counts.append_value(seen[at..end].iter().map(|&count| i64::from(count)).sum());
-        losses.append_option(last_loss[at..end].iter().rev().copied().find(|loss| !loss.is_nan()));
+        counts.append_value(i64::from(seen[at]));
+        losses.append_option(Some(last_loss[at]).filter(|loss| !loss.is_nan()));
         at = end;
     }
     let columns: [(&str, ArrayRef, bool); 3] = [

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use train::backend::{Backend, Cpu};
 use train::model::{Capacity, Model, Tokens};
-use train::parameters::part;
 use train::step::Trainer;
 use train::{Checkpoint, Encoder, Recipe, Tokenizer};
 
@@ -152,7 +151,7 @@ fn training(_: &Sandbox, data: &Path) {
         expected["caption_indices"].as_array().unwrap().iter().map(|i| caption_ids(&ids, i.as_u64().unwrap() as usize)).collect();
     let sample = pixels.len() / n;
     for (step, expected_step) in expected["steps"].as_array().unwrap().iter().enumerate() {
-        let report = trainer.step(&captions, |range| pixels[range.start * sample..range.end * sample].to_vec());
+        let report = trainer.step(&captions, |range| pixels[range.start * sample..range.end * sample].to_vec(), &|_| true).unwrap();
         let close = |what: &str, got: f64, key: &str, tolerance: f64| {
             let expected = number(&expected_step[key]);
             assert!((got / expected - 1.0).abs() < tolerance, "step {step}: {what} {got}, expected {expected}");
@@ -177,6 +176,5 @@ fn gradient_norms(trainer: &Trainer<Cpu>, expected: &Value) {
         let norm = gradients[parameter.range.clone()].iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
         let expected = expected[&parameter.name].as_f64().unwrap();
         assert!((norm / expected - 1.0).abs() < 1e-3, "{}: gradient norm {norm}, expected {expected}", parameter.name);
-        assert_eq!(part(trainer.model.values, &parameter.range).len, parameter.range.len());
     }
 }

@@ -94,7 +94,11 @@ fn recipes_run(t: &Sandbox) {
     ];
     let output = t.tarn(&args);
     assert_eq!(output.code, 0, "{}", output.stderr);
-    assert!(output.stderr.contains("scale        small (off recipe)") && output.stderr.contains("151.3 M parameters"), "{}", output.stderr);
+    assert!(
+        output.stderr.contains("scale        small (off recipe: batch size, steps)") && output.stderr.contains("151.3 M parameters"),
+        "{}",
+        output.stderr
+    );
     let metrics = std::fs::read_to_string(t.path("r/metrics.jsonl")).unwrap();
     assert_eq!(metrics.lines().count(), 2);
 }

@@ -5,6 +5,7 @@
 //!     load POOL SIZE BATCH ROUNDS        batches of all samples of a pool, at SIZE pixels
 //!
 //! and, for `tests/peers/agreement.py`, `tokens`: captions as a JSON array in, token ids as JSON lines out.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -59,7 +60,7 @@ fn step(model: &str, batch: usize, steps: usize) {
     let captions: Vec<Vec<u32>> = (0..batch).map(caption).collect();
     for _ in 0..steps {
         timed(batch, || {
-            trainer.step(&captions, |range| pixels[range.start * sample..range.end * sample].to_vec());
+            trainer.step(&captions, |range| pixels[range.start * sample..range.end * sample].to_vec(), &|_| true);
         });
     }
 }

@@ -31,6 +31,7 @@ def captions(data, count=10_000):
     texts = []
     for path in sorted(glob.glob(f"{data}/commonpool-mini/metadata/*.parquet")):
         texts += [text for text in pq.read_table(path, columns=["text"])["text"].to_pylist() if text]
+    texts += ["a cat <end_of_text> on a mat", "<start_of_text>", "&#7;&#xfdd0;<b>&#x7f;"]
     texts += json.load(open(f"{data}/clip-tiny/reference.json"))["captions"]
     natural = len(texts)
     tables = ["latin-1", "cp1252", "cp1251", "mac_roman", "cp437", "cp1250", "cp1253", "cp1254", "cp1257", "iso8859-2"]
@@ -72,6 +73,7 @@ def tokens(example, data):
         print("  differs:", repr(texts[i])[:150])
     as_found = sum(i < natural for i in wrong)
     print(f"tokens: {len(texts)} captions, {len(wrong)} differ ({as_found} of the {natural} that came as they are)")
+    assert not wrong
 
 
 def relative(got, expected):
@@ -99,6 +101,7 @@ def checkpoints(tarn, data, run):
             got = np.load(f"{folder}/out.npz")
             assert [os.path.basename(name.decode()) for name in got["image_files"]] == [os.path.basename(path) for path in images]
             ours = relative(got["image_features"], image_features), relative(got["text_features"], text_features)
+            assert ours[1] < (1e-5 if name == run else 2e-3)
             print(f"features of {os.path.basename(name)}: images differ by {ours[0]:.1e} (JPEG decoders), texts by {ours[1]:.1e}")
 
 

@@ -4,8 +4,9 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::config::{ModelConfig, OpenClipConfig, PreprocessConfig};
@@ -64,7 +65,7 @@ impl Checkpoint {
             if tensor.shape != parameter.shape {
                 return Err(Error::ParameterShape { path, name, expected: parameter.shape.clone(), got: tensor.shape });
             }
-            values.extend(tensor.values);
+            values.extend(tensor.values.map_err(|got| Error::ParameterType { path, name, got })?);
         }
         Ok(Checkpoint { config, values })
     }
@@ -72,52 +73,48 @@ impl Checkpoint {
     /// Writes both files, each under a temporary name that is renamed when it is on the disk.
     pub fn write(&self, folder: &Path) -> Result<()> {
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        let mut config = serde_json::to_string_pretty(&self.config).expect("a configuration is plain data");
-        config.push('\n');
-        write_whole(&folder.join(CONFIG_FILE), |file| file.write_all(config.as_bytes()))?;
-
-        let path = folder.join(WEIGHTS_FILE);
-        let parameters = Parameters::new(&self.config.model_cfg);
-        let tensors = parameters.all.iter().map(|p| (p.name.clone(), p.shape.clone(), &self.values[p.range.clone()]));
-        write_safetensors(&path, &tensors.collect::<Vec<_>>())
+        self.config.write(&folder.join(CONFIG_FILE))?;
+        let parameters = Parameters::new(&self.config.model_cfg).all;
+        let tensors: Vec<_> = parameters.iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
+        write_safetensors(&folder.join(WEIGHTS_FILE), &tensors, |i| self.values[parameters[i].range.clone()].to_vec())
     }
 }
 
 fn read_safetensors(path: &Path) -> Result<HashMap<String, Tensor>> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let file = File::open(path).map_err(Error::io(path))?;
+    // SAFETY: weights are replaced by renaming, not written over, by every program known to write them.
+    let bytes = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(|source| Error::Safetensors { path: path.to_path_buf(), source })?;
     let mut all = HashMap::new();
     for (name, tensor) in tensors.tensors() {
-        let Some(values) = to_f32(&tensor) else {
-            return Err(Error::ParameterType { path: path.to_path_buf(), name, got: format!("{:?}", tensor.dtype()) });
-        };
+        let values = to_f32(&tensor).ok_or_else(|| format!("{:?}", tensor.dtype()));
         all.insert(name, Tensor { shape: tensor.shape().to_vec(), values });
     }
     Ok(all)
 }
 
-/// Float32 tensors: name, shape and values.
-pub(crate) fn write_safetensors(path: &Path, tensors: &[(String, Vec<usize>, &[f32])]) -> Result<()> {
-    let wrong = |source| Error::Safetensors { path: path.to_path_buf(), source };
-    let views = tensors.iter().map(|(name, shape, values)| {
-        let bytes = f32_bytes(values);
-        Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(wrong)?))
-    });
-    let views = views.collect::<Result<Vec<_>>>()?;
-    let part = part_of(path);
-    safetensors::serialize_to_file(views, None, &part).map_err(wrong)?;
-    let done = || {
-        File::open(&part)?.sync_all()?;
-        std::fs::rename(&part, path)
-    };
-    done().map_err(Error::io(path))
-}
-
-/// The name of a file that is not whole yet.
-fn part_of(path: &Path) -> PathBuf {
-    let mut part = path.as_os_str().to_owned();
-    part.push(".part");
-    part.into()
+/// Float32 tensors by name and shape; `values` gives those of one at a time, so that a model need not be held twice.
+/// Source: the format's own description, a length, a header of JSON, and the bytes.
+pub(crate) fn write_safetensors(path: &Path, tensors: &[(String, Vec<usize>)], mut values: impl FnMut(usize) -> Vec<f32>) -> Result<()> {
+    let (mut header, mut at) = (serde_json::Map::new(), 0);
+    for (name, shape) in tensors {
+        let end = at + 4 * shape.iter().product::<usize>();
+        header.insert(name.clone(), serde_json::json!({ "dtype": "F32", "shape": shape, "data_offsets": [at, end] }));
+        at = end;
+    }
+    let mut header = serde_json::to_vec(&header).expect("plain data");
+    // The bytes begin at a multiple of eight.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    write_whole(path, |file| {
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(&header)?;
+        for (i, (_, shape)) in tensors.iter().enumerate() {
+            let values = values(i);
+            assert_eq!(values.len(), shape.iter().product::<usize>(), "as many values as the shape says");
+            file.write_all(f32_bytes(&values))?;
+        }
+        Ok(())
+    })
 }
 
 /// The bytes of float32 values as they lie in memory.
@@ -127,10 +124,15 @@ fn f32_bytes(values: &[f32]) -> &[u8] {
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len() * 4) }
 }
 
+/// Little-endian float32.
+pub(crate) fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
 fn to_f32(tensor: &TensorView) -> Option<Vec<f32>> {
     let pairs = || tensor.data().chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
     Some(match tensor.dtype() {
-        Dtype::F32 => tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        Dtype::F32 => floats(tensor.data()),
         Dtype::F16 => pairs().map(|b| half::f16::from_bits(b).to_f32()).collect(),
         Dtype::BF16 => pairs().map(|b| half::bf16::from_bits(b).to_f32()).collect(),
         _ => return None,
@@ -161,7 +163,8 @@ fn config_of(tensors: &HashMap<String, Tensor>) -> Option<ModelConfig> {
 
 /// Writes a file under a temporary name, and renames it when it is on the disk.
 pub(crate) fn write_whole(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<()> {
-    let part = part_of(path);
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
     let all = || {
         let mut file = BufWriter::with_capacity(1 << 20, File::create(&part)?);
         write(&mut file)?;

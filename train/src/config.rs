@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::backend::Activation;
+use crate::checkpoint::write_whole;
 use crate::{Error, Result};
 
 /// `open_clip_config.json`. Fields that change the model and are not supported are refused by name, never ignored.
@@ -72,7 +73,13 @@ pub struct TextConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NormConfig {
+    #[serde(default = "default_eps")]
     pub eps: f32,
+}
+
+/// Of PyTorch's `LayerNorm`.
+fn default_eps() -> f32 {
+    1e-5
 }
 
 /// Of pixels in [0, 1].
@@ -218,6 +225,13 @@ impl ModelConfig {
         let wrong = |source| Error::Config { path: path.to_path_buf(), source };
         let mut value: Value = serde_json::from_str(&text).map_err(wrong)?;
         let inner = value.get_mut("model_cfg").map(Value::take).unwrap_or(value);
+        // Numbers for us, and lists for ResNets and for pictures that are not square.
+        for (field, name) in [("vision_cfg.layers", "layers"), ("vision_cfg.image_size", "image_size")] {
+            let value = &inner["vision_cfg"][name];
+            if value.is_array() {
+                return Err(Error::ConfigField { path: path.to_path_buf(), field: field.into(), value: value.to_string() });
+            }
+        }
         let config: ModelConfig = serde_json::from_value(inner).map_err(wrong)?;
         config.check(path)?;
         Ok(config)
@@ -228,8 +242,8 @@ impl ModelConfig {
     }
 
     /// Floating-point operations of one sample's forward pass, a product and a sum being two: every matrix product of
-    /// the model as open_clip computes it, with captions padded to the context length.
-    pub fn flops(&self) -> f64 {
+    /// the model for a caption of so many tokens (open_clip pads all to the context length).
+    pub fn flops(&self, tokens: usize) -> f64 {
         let block = |tokens: usize, width: usize, ratio: f64| {
             let (tokens, width) = (tokens as f64, width as f64);
             tokens * width * width * (8.0 + 4.0 * ratio) + 4.0 * tokens * tokens * width
@@ -240,7 +254,7 @@ impl ModelConfig {
         patches
             + projections
             + vision.layers as f64 * block(vision.tokens(), vision.width, vision.mlp_ratio)
-            + text.layers as f64 * block(text.context_length, text.width, text.mlp_ratio)
+            + text.layers as f64 * block(tokens, text.width, text.mlp_ratio)
     }
 
     /// That the model can be built; `path` is where it was read.
@@ -263,15 +277,29 @@ impl ModelConfig {
         if text.context_length < 3 {
             return wrong("context_length must be at least", text.context_length, 3);
         }
-        if vision.layers == 0 || text.layers == 0 {
-            return wrong("both towers must have a layer, got", vision.layers, text.layers);
-        }
-        for (ratio, width) in [(vision.mlp_ratio, vision.width), (text.mlp_ratio, text.width)] {
-            if !(ratio > 0.0 && ratio * width as f64 >= 1.0) {
-                return wrong("mlp_ratio must be above 0", ratio as usize, width);
+        for (field, hidden, ratio) in [("vision_cfg", vision.hidden(), vision.mlp_ratio), ("text_cfg", text.hidden(), text.mlp_ratio)] {
+            if !(1..=LARGEST).contains(&hidden) {
+                let (field, value) = (format!("{field}.mlp_ratio"), ratio.to_string());
+                return Err(Error::ConfigField { path: path.to_path_buf(), field, value });
             }
         }
-        if self.embed_dim == 0 || text.vocab_size < crate::text::VOCAB_SIZE {
+        for (what, value) in [
+            ("embed_dim must be from 1 to 65536", self.embed_dim),
+            ("image_size must be from 1 to 65536", vision.image_size),
+            ("the vision width must be from 1 to 65536", vision.width),
+            ("the vision layers must be from 1 to 65536", vision.layers),
+            ("context_length must be from 1 to 65536", text.context_length),
+            ("the text width must be from 1 to 65536", text.width),
+            ("the text layers must be from 1 to 65536", text.layers),
+        ] {
+            if !(1..=LARGEST).contains(&value) {
+                return wrong(what, value, LARGEST);
+            }
+        }
+        if text.vocab_size > LARGEST * 256 {
+            return wrong("vocab_size must be at most", text.vocab_size, LARGEST * 256);
+        }
+        if text.vocab_size < crate::text::VOCAB_SIZE {
             return wrong("vocab_size must be at least that of CLIP's tokenizer", text.vocab_size, crate::text::VOCAB_SIZE);
         }
         Ok(())
@@ -295,7 +323,30 @@ fn only(path: &Path, place: &str, fields: &Map<String, Value>, also: &[(&str, &s
     Ok(())
 }
 
+/// Sizes beyond this are a slip.
+const LARGEST: usize = 1 << 16;
+
+impl TextConfig {
+    /// The width between the two layers of the MLP.
+    pub fn hidden(&self) -> usize {
+        (self.width as f64 * self.mlp_ratio) as usize
+    }
+
+    pub fn eps(&self) -> f32 {
+        self.norm_kwargs.map_or_else(default_eps, |norm| norm.eps)
+    }
+}
+
 impl VisionConfig {
+    /// The width between the two layers of the MLP.
+    pub fn hidden(&self) -> usize {
+        (self.width as f64 * self.mlp_ratio) as usize
+    }
+
+    pub fn eps(&self) -> f32 {
+        self.norm_kwargs.map_or_else(default_eps, |norm| norm.eps)
+    }
+
     pub fn heads(&self) -> usize {
         self.width / self.head_width
     }
@@ -311,6 +362,12 @@ impl VisionConfig {
 }
 
 impl OpenClipConfig {
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let mut text = serde_json::to_string_pretty(self).expect("a configuration is plain data");
+        text.push('\n');
+        write_whole(path, |file| std::io::Write::write_all(file, text.as_bytes()))
+    }
+
     pub fn read(path: &Path) -> Result<OpenClipConfig> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
         let config: OpenClipConfig = serde_json::from_str(&text).map_err(|source| Error::Config { path: path.to_path_buf(), source })?;

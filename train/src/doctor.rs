@@ -61,10 +61,10 @@ pub fn doctor(samples: &Samples, plan: &Plan) -> Result<Ceilings> {
     let batches = loader::start(samples.clone(), &plan.model, Arc::new(Tokenizer::default()), order(0..1));
     let batch = batches.recv().map_err(|_| crate::Error::WorkerPanicked)??;
     // The first step also takes memory from the system.
-    crate::run::train_step(&mut trainer, &batch);
+    crate::run::train_step(&mut trainer, &batch, &|_| true);
     let (start, flops, mut steps) = (Instant::now(), trainer.model.backend.flops(), 0);
     while steps == 0 || start.elapsed() < AT_LEAST {
-        crate::run::train_step(&mut trainer, &batch);
+        crate::run::train_step(&mut trainer, &batch, &|_| true);
         steps += 1;
     }
     let seconds = start.elapsed().as_secs_f64();
@@ -89,5 +89,5 @@ pub fn peak_flops() -> f64 {
         b.gemm(gemm);
         2.0 * (N * N * N) as f64 / start.elapsed().as_secs_f64()
     };
-    (0..12).map(|_| timed(&mut b)).fold(0.0, f64::max)
+    (0..30).map(|_| timed(&mut b)).fold(0.0, f64::max)
 }

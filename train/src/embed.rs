@@ -21,7 +21,7 @@ use crate::{Error, Result};
 
 /// Rows read and encoded at a time, and those that are kept together until all are done.
 const CHUNK: usize = 256;
-const PART: usize = 8 * CHUNK;
+const PART: usize = 4 * CHUNK;
 
 /// What `embed` wrote. Images that are missing or unreadable have null embeddings and scores.
 #[derive(Debug, Clone, Copy, Default)]

@@ -47,9 +47,11 @@ impl Files {
 
 fn pictures(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
-        let path = entry.map_err(Error::io(folder))?.path();
+        let entry = entry.map_err(Error::io(folder))?;
+        let path = entry.path();
         let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
-        if path.is_dir() {
+        // Links to folders are not followed: they may lead back here.
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             pictures(&path, found)?;
         } else if ["jpg", "jpeg", "png", "webp", "gif"].contains(&extension.as_str()) {
             found.push(path);

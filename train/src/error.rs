@@ -22,7 +22,7 @@ pub enum Error {
     ParameterMissing { path: PathBuf, name: String },
     #[error("{}: parameter '{name}' has shape {got:?}, the configuration asks for {expected:?}", path.display())]
     ParameterShape { path: PathBuf, name: String, expected: Vec<usize>, got: Vec<usize> },
-    #[error("{}: parameter '{name}' has type {got}, expected F32, F16 or BF16", path.display())]
+    #[error("{}: parameter '{name}' is of {got}, expected row-major float32, float16 or bfloat16", path.display())]
     ParameterType { path: PathBuf, name: String, got: String },
     #[error("{}: {source}", path.display())]
     Safetensors { path: PathBuf, source: safetensors::SafeTensorError },
@@ -34,6 +34,12 @@ pub enum Error {
     RunUnfinished { path: PathBuf },
     #[error("{} holds no checkpoint of a run that is not finished", path.display())]
     NothingToResume { path: PathBuf },
+    #[error("{}: another training writes to it", path.display())]
+    RunBusy { path: PathBuf },
+    #[error("{}: the run has done {done} steps, and {steps} are asked for", path.display())]
+    NothingLeft { path: PathBuf, done: u64, steps: u64 },
+    #[error("the model and its optimizer need {} MB for one sample at a time, got {} MB", least >> 20, got >> 20)]
+    Memory { least: usize, got: usize },
     #[error("{}: the run has {what} {saved}, given is {given}", path.display())]
     Resume { path: PathBuf, what: String, saved: String, given: String },
     #[error("unreadable image: {reason}")]
@@ -64,15 +70,20 @@ impl Error {
                 Some(near) => format!("did you mean '{near}'?"),
                 None => "see the scales with: tarn train --help".into(),
             },
-            Error::NotACheckpoint { .. } => "give the folder that tarn train -o wrote".into(),
+            Error::NotACheckpoint { path } => match crate::saved::newest_folder(path) {
+                Some(newest) => format!("the run is not finished; its newest checkpoint is {}", newest.display()),
+                None => "give the folder that tarn train -o wrote".into(),
+            },
             Error::ParameterShape { .. } | Error::ParameterMissing { .. } => {
                 "open_clip_config.json and the weights beside it belong to different models".into()
             }
             Error::RunExists { .. } => "choose another folder with -o, or remove this one".into(),
             Error::RunUnfinished { .. } => "go on with the same command and --resume, or remove the folder".into(),
             Error::NothingToResume { .. } => "leave --resume away to begin".into(),
-            Error::Resume { what, .. } if what == "samples" => {
-                "the pool has got or lost images of the subset since: give it as it was with --at".into()
+            Error::NothingLeft { .. } => "give more --max-steps, or leave it away".into(),
+            Error::Memory { least, .. } => format!("give --train-memory {}MB or more", (least >> 20) + 1),
+            Error::Resume { what, .. } if what.starts_with("samples") && what != "samples seen" => {
+                "the selection gives other samples now, or the pool has got or lost images of it: give the pool as it was with --at".into()
             }
             Error::Resume { .. } => "give the run's own, or another folder with -o".into(),
             Error::Stopped { .. } => "the same command goes on from there".into(),

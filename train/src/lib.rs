@@ -26,5 +26,5 @@ pub use config::{ModelConfig, OpenClipConfig, PreprocessConfig, TextConfig, Visi
 pub use encoder::{Encoder, normalize_rows};
 pub use error::{Error, Result};
 pub use recipe::{Recipe, SCALES};
-pub use run::{Plan, RUN_FILE, Run, StepReport, train};
+pub use run::{Event, Plan, RUN_FILE, Run, StepReport, train};
 pub use text::Tokenizer;

@@ -29,7 +29,8 @@ pub struct Batch {
     pub captions: Vec<Vec<u32>>,
     /// `[n, size, size, 3]`.
     pub pixels: Vec<u8>,
-    /// Draws that were replaced by the next ones, and why their image could not be read.
+    /// How many draws were replaced by the next ones, and the samples whose image could not be read, with the reason.
+    pub draws_replaced: u64,
     pub unreadable: Vec<(Uid, String)>,
 }
 
@@ -39,8 +40,8 @@ pub struct Batch {
 pub enum Shuffle {
     /// Each draw on its own, from all samples.
     Full,
-    /// So many samples that lie side by side, all of them, then others: for disks and object stores that are slow
-    /// at reading here and there.
+    /// So many samples that lie side by side, then others: for disks and object stores that are slow at reading here
+    /// and there. A batch begins with a new block.
     Blocks(usize),
 }
 
@@ -79,7 +80,7 @@ pub fn start(samples: Samples, model: &ModelConfig, tokenizer: Arc<Tokenizer>, o
 fn make(samples: &Samples, draw: &Draw, prepare: &Prepare, runtime: &tokio::runtime::Handle, step: u64) -> Result<Batch> {
     let mut draws = draw.step(step);
     let n = draw.batch_size;
-    let mut batch = Batch { which: Vec::new(), captions: Vec::new(), pixels: Vec::new(), unreadable: Vec::new() };
+    let mut batch = Batch { which: Vec::new(), captions: Vec::new(), pixels: Vec::new(), draws_replaced: 0, unreadable: Vec::new() };
     batch.pixels.reserve_exact(n * prepare.size.pow(2) * 3);
     let mut since_readable = 0;
     while batch.captions.len() < n {
@@ -100,16 +101,19 @@ fn make(samples: &Samples, draw: &Draw, prepare: &Prepare, runtime: &tokio::runt
                         since_readable = 0;
                     }
                     Err(e) => {
-                        batch.unreadable.push((sample.uid, e.to_string()));
+                        batch.draws_replaced += 1;
+                        if !batch.unreadable.iter().any(|(uid, _)| *uid == sample.uid) {
+                            batch.unreadable.push((sample.uid, e.to_string()));
+                        }
                         since_readable += 1;
+                        if since_readable == GIVE_UP {
+                            return Err(Error::NoReadableImage { tried: since_readable });
+                        }
                     }
                 }
             }
         }
         runtime.block_on(reading).map_err(|_| Error::WorkerPanicked)?;
-        if since_readable >= GIVE_UP.min(n.max(64)) && batch.captions.is_empty() {
-            return Err(Error::NoReadableImage { tried: since_readable });
-        }
     }
     Ok(batch)
 }

@@ -146,7 +146,7 @@ impl Parameters {
         let conv1 = t.add("visual.conv1.weight", &[vision.width, 3, patch, patch], linear(3 * patch * patch));
         let ln_pre = (!vision.no_ln_pre).then(|| t.layer_norm("visual.ln_pre", vision.width));
         // PyTorch's MultiheadAttention draws in_proj by Xavier: sqrt(6 / (3 * width + width)).
-        let hidden = (vision.width as f64 * vision.mlp_ratio) as usize;
+        let hidden = vision.hidden();
         let xavier = Init::Uniform((6.0 / (4 * vision.width) as f32).sqrt());
         let inits = [xavier, linear(vision.width), linear(vision.width), linear(hidden)];
         let vision_blocks =
@@ -161,7 +161,7 @@ impl Parameters {
         let proj_std = Init::Normal(width_std * (2.0 * text.layers as f32).powf(-0.5));
         let fc_std = Init::Normal((2.0 * text.width as f32).powf(-0.5));
         let inits = [Init::Normal(width_std), proj_std, fc_std, proj_std];
-        let hidden = (text.width as f64 * text.mlp_ratio) as usize;
+        let hidden = text.hidden();
         let text_blocks = (0..text.layers).map(|i| t.block(&format!("transformer.resblocks.{i}"), text.width, hidden, inits)).collect();
         let ln_final = t.layer_norm("ln_final", text.width);
         let Table { all, len } = table;

@@ -40,16 +40,16 @@ pub fn read_tensors(path: &Path) -> Result<HashMap<String, Tensor>> {
         }
         // Data-parallel training puts a module around the model.
         let name = name.strip_prefix("module.").unwrap_or(name);
-        if let Some(values) = view.values(&storages[&view.key]) {
-            tensors.insert(name.to_string(), Tensor { shape: view.shape.clone(), values });
-        }
+        let values = view.values(&storages[&view.key]).ok_or_else(|| view.kind.to_string());
+        tensors.insert(name.to_string(), Tensor { shape: view.shape.clone(), values });
     }
     Ok(tensors)
 }
 
 pub struct Tensor {
     pub shape: Vec<usize>,
-    pub values: Vec<f32>,
+    /// In row-major order, or the type of what they are instead.
+    pub values: Result<Vec<f32>, String>,
 }
 
 /// A tensor as the pickle describes it: a part of a storage.
@@ -64,6 +64,9 @@ struct View {
 impl View {
     /// `None` for other than floats, and for tensors that are not row-major or leave their storage.
     fn values(&self, storage: &[u8]) -> Option<Vec<f32>> {
+        if self.shape.len() != self.strides.len() {
+            return None;
+        }
         let mut expected = 1;
         for (&n, &stride) in self.shape.iter().zip(&self.strides).rev() {
             if n > 1 && stride != expected {
@@ -82,11 +85,16 @@ impl View {
     }
 }
 
+/// PyTorch nests tuples three deep, and puts a thousand entries of a dictionary on the stack.
+const MOST_NESTED: usize = 16;
+const LARGEST_STACK: usize = 8192;
+
 #[derive(Clone)]
 enum Value {
     Text(Rc<str>),
     Int(i64),
-    Tuple(Rc<[Value]>),
+    /// With how deep it is: a file may nest them until dropping them runs out of stack.
+    Tuple(Rc<[Value]>, usize),
     Dict(Rc<std::cell::RefCell<Vec<(Value, Value)>>>),
     /// A class or function, `module.name`.
     Global(Rc<str>),
@@ -105,8 +113,16 @@ impl Value {
         if let Value::Text(text) = self { Some(text.clone()) } else { None }
     }
 
+    fn tuple(values: Vec<Value>) -> Result<Value, String> {
+        let depth = values.iter().map(|value| if let Value::Tuple(_, depth) = value { depth + 1 } else { 1 }).max().unwrap_or(1);
+        if depth > MOST_NESTED {
+            return Err(format!("its pickle nests tuples more than {MOST_NESTED} deep"));
+        }
+        Ok(Value::Tuple(values.into(), depth))
+    }
+
     fn sizes(&self) -> Option<Vec<usize>> {
-        let Value::Tuple(values) = self else { return None };
+        let Value::Tuple(values, _) = self else { return None };
         values.iter().map(|value| if let Value::Int(n) = value { usize::try_from(*n).ok() } else { None }).collect()
     }
 }
@@ -123,6 +139,9 @@ impl Machine<'_> {
     fn run(mut self) -> Result<Value, String> {
         loop {
             let op = self.bytes(1)?[0];
+            if self.stack.len() > LARGEST_STACK {
+                return Err(format!("its pickle's stack is larger than {LARGEST_STACK}"));
+            }
             match op {
                 0x80 => drop(self.bytes(1)?),
                 0x95 => drop(self.bytes(8)?),
@@ -131,7 +150,7 @@ impl Machine<'_> {
                 b'0' => drop(self.pop()?),
                 b'N' | b'\x88' | b'\x89' | b']' => self.stack.push(Value::Other),
                 b'}' => self.stack.push(Value::Dict(Rc::default())),
-                b')' => self.stack.push(Value::Tuple(Rc::default())),
+                b')' => self.stack.push(Value::tuple(Vec::new())?),
                 b'J' => {
                     let n = self.number(4)? as u32 as i32;
                     self.stack.push(Value::Int(n.into()));
@@ -170,12 +189,12 @@ impl Machine<'_> {
                 b'j' => self.recall(4)?,
                 b't' => {
                     let values = self.since_mark()?;
-                    self.stack.push(Value::Tuple(values.into()));
+                    self.stack.push(Value::tuple(values)?);
                 }
                 0x85..=0x87 => {
                     let at = self.stack.len().checked_sub(usize::from(op - 0x84)).ok_or("an empty stack")?;
                     let values = self.stack.split_off(at);
-                    self.stack.push(Value::Tuple(values.into()));
+                    self.stack.push(Value::tuple(values)?);
                 }
                 b'a' => drop(self.pop()?),
                 b'e' => drop(self.since_mark()?),
@@ -269,11 +288,11 @@ impl Machine<'_> {
 }
 
 fn call(callable: &Value, arguments: &Value) -> Value {
-    let (Value::Global(name), Value::Tuple(arguments)) = (callable, arguments) else { return Value::Other };
+    let (Value::Global(name), Value::Tuple(arguments, _)) = (callable, arguments) else { return Value::Other };
     match (&**name, &**arguments) {
         ("collections.OrderedDict", _) => Value::Dict(Rc::default()),
         // (storage, offset, size, stride, ...), the storage being ("storage", class, key, place, length).
-        ("torch._utils._rebuild_tensor_v2", [Value::Tuple(storage), Value::Int(offset), shape, strides, ..]) => {
+        ("torch._utils._rebuild_tensor_v2", [Value::Tuple(storage, _), Value::Int(offset), shape, strides, ..]) => {
             let view = || {
                 let [_, Value::Global(class), Value::Text(key), ..] = &**storage else { return None };
                 let kind = class.rsplit('.').next()?.into();

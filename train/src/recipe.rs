@@ -50,9 +50,22 @@ impl Recipe {
         })
     }
 
-    /// Whether nothing was changed of the scale that it names.
-    pub fn is_on_recipe(&self) -> bool {
-        Recipe::named(&self.scale).is_ok_and(|named| named == *self)
+    /// What was changed of the scale that it names.
+    pub fn off_recipe(&self) -> Vec<&'static str> {
+        let Ok(named) = Recipe::named(&self.scale) else { return vec!["scale"] };
+        let Recipe { model, batch_size, learning_rate, warmup, samples_seen, beta1, beta2, eps, weight_decay, gradient_clip, .. } = self;
+        let changed = [
+            ("model", *model != named.model),
+            ("batch size", *batch_size != named.batch_size),
+            ("learning rate", *learning_rate != named.learning_rate),
+            ("warm-up", *warmup != named.warmup),
+            ("samples seen", *samples_seen != named.samples_seen),
+            ("betas", (*beta1, *beta2) != (named.beta1, named.beta2)),
+            ("eps", *eps != named.eps),
+            ("weight decay", *weight_decay != named.weight_decay),
+            ("gradient clipping", *gradient_clip != named.gradient_clip),
+        ];
+        changed.into_iter().filter(|(_, changed)| *changed).map(|(what, _)| what).collect()
     }
 
     /// Whole batches in the samples seen; 0 for a batch size of 0.
@@ -66,7 +79,7 @@ impl Recipe {
         if step < self.warmup {
             return self.learning_rate * (step + 1) as f32 / self.warmup as f32;
         }
-        let progress = (step - self.warmup) as f64 / (self.steps() - self.warmup).max(1) as f64;
+        let progress = (step - self.warmup) as f64 / self.steps().saturating_sub(self.warmup).max(1) as f64;
         (0.5 * (1.0 + (std::f64::consts::PI * progress).cos())) as f32 * self.learning_rate
     }
 }
@@ -84,6 +97,7 @@ mod tests {
         assert_eq!(recipe.learning_rate_at(4), recipe.learning_rate);
         assert!((recipe.learning_rate_at(7) - recipe.learning_rate * 0.5).abs() < 1e-9);
         assert!(recipe.learning_rate_at(9) < 0.1 * recipe.learning_rate);
-        assert!(!recipe.is_on_recipe());
+        assert_eq!(recipe.off_recipe(), ["warm-up", "samples seen"]);
+        assert!(Recipe::named("xlarge").unwrap().off_recipe().is_empty());
     }
 }

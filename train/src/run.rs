@@ -1,13 +1,16 @@
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use storage::{Missing, Receipt, Samples, Uid};
 
 use crate::backend::{Backend, Cpu};
@@ -17,7 +20,7 @@ use crate::loader::{self, Batch, Order, Shuffle};
 use crate::model::{Capacity, Model};
 use crate::parameters::Parameters;
 use crate::recipe::Recipe;
-use crate::saved::{About, Saved, Seen, State};
+use crate::saved::{self, About, Saved, Seen, State};
 use crate::step::Trainer;
 use crate::text::Tokenizer;
 use crate::{Error, Result, image};
@@ -91,6 +94,8 @@ const SAMPLES_FILE: &str = "samples.parquet";
 
 /// Checkpoints of a whole schedule, the last being the run's own.
 const CHECKPOINTS: u64 = 5;
+/// Besides, one to go on from is written now and then, and replaced by the next.
+const SAVE_EVERY: Duration = Duration::from_secs(600);
 /// Tokens of a caption that room is made for: longer ones make smaller micro-batches.
 const TOKENS_PER_CAPTION: usize = 40;
 /// Larger micro-batches are no faster on a CPU.
@@ -106,10 +111,21 @@ impl Run {
 }
 
 impl Plan {
-    /// Nothing of the recipe is changed, and all of it is done.
-    pub fn is_on_recipe(&self) -> bool {
-        let whole = self.max_steps.is_none_or(|max| max >= self.recipe.steps());
-        self.recipe.is_on_recipe() && whole && ModelConfig::named(&self.recipe.model).as_ref() == Some(&self.model)
+    /// What is changed of the scale's recipe.
+    pub fn off_recipe(&self) -> Vec<&'static str> {
+        let mut off = self.recipe.off_recipe();
+        if ModelConfig::named(&self.recipe.model).as_ref() != Some(&self.model) && !off.contains(&"model") {
+            off.push("model");
+        }
+        if self.steps() < self.recipe.steps() {
+            off.push("steps");
+        }
+        off
+    }
+
+    /// Whether the checkpoint of this step is one of those that stay.
+    fn keeps(&self, step: u64) -> bool {
+        (1..CHECKPOINTS).any(|k| step == (k * self.recipe.steps()).div_ceil(CHECKPOINTS))
     }
 
     /// Steps that this run does, resumed or not.
@@ -131,8 +147,9 @@ impl Plan {
             }
         }
         let of = |samples: usize| Capacity::of(&self.model, samples, TOKENS_PER_CAPTION, 1);
-        // Values, gradients and two moments; then the batch's pixels, twice.
-        let fixed = 16 * Parameters::new(&self.model).len + 6 * batch_size * self.model.vision_cfg.image_size.pow(2);
+        // Values, gradients and two moments; the batch's pixels, twice; its features, and the logits of a block.
+        let pixels = 6 * batch_size * self.model.vision_cfg.image_size.pow(2);
+        let fixed = 16 * Parameters::new(&self.model).len + pixels + 32 * batch_size * self.model.embed_dim + (64 << 20);
         let room = self.memory.saturating_sub(fixed);
         let samples = match self.micro_batch {
             Some(0) => return Err(Error::Zero { what: "the micro-batch" }),
@@ -143,6 +160,10 @@ impl Plan {
                 while samples > 1 && of(samples).bytes(&self.model) > room {
                     samples = samples.div_ceil(2);
                 }
+                let least = fixed + of(samples).bytes(&self.model);
+                if least > self.memory {
+                    return Err(Error::Memory { least, got: self.memory });
+                }
                 samples
             }
         };
@@ -152,22 +173,46 @@ impl Plan {
         Ok(Capacity { kept, ..of(samples) })
     }
 
-    fn about(&self, receipt: &Receipt, samples: u64) -> About {
+    fn about(&self, samples: &Samples) -> About {
+        let mut digest = Sha256::new();
+        let mut add = |i: usize| {
+            digest.update(samples.uid(i).0);
+            digest.update(samples.weight(i).to_le_bytes());
+        };
+        match self.shuffle {
+            Shuffle::Full => (0..samples.len()).for_each(&mut add),
+            Shuffle::Blocks(_) => samples.by_place().into_iter().for_each(|i| add(i as usize)),
+        }
         About {
             recipe: self.recipe.clone(),
             model: self.model.clone(),
             seed: self.seed,
             shuffle: self.shuffle,
-            subset_sha256: receipt.subset_sha256.clone(),
-            samples,
+            samples: samples.len() as u64,
+            samples_sha256: digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
             track_samples: self.track_samples,
         }
     }
 }
 
+/// What a training says of itself while it runs.
+pub enum Event<'a> {
+    /// It goes on from a checkpoint.
+    Resumed {
+        step: u64,
+        from: &'a Path,
+    },
+    /// Of the step that is being computed, this share is done.
+    Part {
+        step: u64,
+        share: f64,
+    },
+    Step(StepReport),
+}
+
 /// Trains on `samples` and writes `out`: the checkpoint, those on the way, `metrics.jsonl`, `receipt.json` and
-/// `run.json`. Call it inside a tokio runtime; it blocks. `stop` ends it after the current step with a checkpoint and
-/// an error.
+/// `run.json`. Call it inside a tokio runtime; it blocks. `stop` ends it soon, with a checkpoint and an error; other
+/// errors leave a checkpoint too, but for a loss that is not finite.
 pub fn train(
     samples: Samples,
     missing: Missing,
@@ -175,116 +220,206 @@ pub fn train(
     plan: &Plan,
     out: &Path,
     stop: &AtomicBool,
-    on_step: &dyn Fn(StepReport),
+    on_event: &dyn Fn(Event),
 ) -> Result<Run> {
-    let capacity = plan.capacity()?;
-    if out.join(RUN_FILE).exists() {
-        return Err(Error::RunExists { path: out.to_path_buf() });
+    let mut training = Training::start(samples, &receipt, plan, out, on_event)?;
+    match training.steps(stop, on_event) {
+        Ok(()) => training.finish(missing, receipt),
+        Err(diverged @ Error::Diverged { .. }) => Err(diverged),
+        // Steps that are done are not lost with the one that failed.
+        Err(e) => training.save().and(Err(e)),
     }
-    std::fs::create_dir_all(out).map_err(Error::io(out))?;
-    let saved = Saved::newest(out)?;
-    let about = plan.about(&receipt, samples.len() as u64);
-    let mut saved = match (saved, plan.resume) {
-        (Some(_), false) => return Err(Error::RunUnfinished { path: out.to_path_buf() }),
-        (None, true) => return Err(Error::NothingToResume { path: out.to_path_buf() }),
-        (None, false) => first(plan, about),
-        (Some(saved), true) => {
-            about.check(&saved.state.about, out)?;
-            saved
+}
+
+/// A training under way.
+struct Training<'a> {
+    plan: &'a Plan,
+    out: &'a Path,
+    /// Nobody else writes to the folder while it is held.
+    _lock: File,
+    samples: Samples,
+    trainer: Trainer<Cpu>,
+    state: State,
+    /// The step of the newest checkpoint.
+    saved: u64,
+    seen: Seen,
+    /// Where samples are tracked, the first position of each one's uid.
+    first: Vec<u32>,
+    metrics: Lines,
+    unreadable: Unreadable,
+    /// When this part of the run began, and the seconds of those before it.
+    start: Instant,
+    seconds_before: f64,
+}
+
+impl<'a> Training<'a> {
+    fn start(samples: Samples, receipt: &Receipt, plan: &'a Plan, out: &'a Path, on_event: &dyn Fn(Event)) -> Result<Training<'a>> {
+        let capacity = plan.capacity()?;
+        if out.join(RUN_FILE).exists() {
+            return Err(Error::RunExists { path: out.to_path_buf() });
         }
-    };
-    if saved.seen.counts.is_empty() && plan.track_samples {
-        saved.seen = Seen { counts: vec![0; samples.len()], last_loss: vec![f32::NAN; samples.len()] };
-    }
-    write_receipt(&receipt, plan, out)?;
-    let mut metrics = Lines::open(out, "metrics.jsonl", saved.state.step)?;
-    let mut unreadable = Unreadable::open(out, saved.state.step)?;
-
-    let model = Model::new(Cpu::new(), &plan.model, &saved.checkpoint.values, capacity);
-    let mut trainer = Trainer::new(model, plan.recipe.clone());
-    trainer.resume(saved.state.step, [&saved.moments[0], &saved.moments[1]]);
-    // They are in the backend now.
-    saved.checkpoint.values = Vec::new();
-    saved.moments = [Vec::new(), Vec::new()];
-
-    let (steps, all_steps) = (plan.steps(), plan.recipe.steps());
-    let remaining = saved.state.step..steps;
-    let order = Order { seed: plan.seed, batch_size: plan.recipe.batch_size, shuffle: plan.shuffle, steps: remaining.clone() };
-    let batches = loader::start(samples.clone(), &plan.model, Arc::new(Tokenizer::default()), order);
-
-    let (start, seconds_before) = (Instant::now(), saved.state.seconds);
-    let mut loss = f32::NAN;
-    for step in remaining.start + 1..=steps {
-        let step_start = Instant::now();
-        let batch = batches.recv().map_err(|_| Error::WorkerPanicked)??;
-        let waited = step_start.elapsed().as_secs_f64();
-        let flops = trainer.model.backend.flops();
-        let report = train_step(&mut trainer, &batch);
-        if !report.loss.is_finite() {
-            return Err(Error::Diverged { step, loss: report.loss });
+        if plan.resume && !out.join("checkpoints").exists() {
+            return Err(Error::NothingToResume { path: out.to_path_buf() });
         }
-        loss = report.loss;
-        saved.state.step = step;
-        saved.state.unreadable += batch.unreadable.len() as u64;
-        saved.seen.add(&batch.which, &report.losses);
-        unreadable.add(step, &batch.unreadable)?;
-        let seconds = step_start.elapsed().as_secs_f64();
-        let report = StepReport {
-            step,
-            steps,
-            loss,
-            learning_rate: report.learning_rate,
-            logit_scale: report.logit_scale,
-            gradient_norm: report.gradient_norm,
-            samples_per_second: plan.recipe.batch_size as f64 / seconds,
-            data_wait: waited / seconds,
-            flops_per_second: (trainer.model.backend.flops() - flops) / (seconds - waited),
+        std::fs::create_dir_all(out).map_err(Error::io(out))?;
+        let lock_path = out.join(".lock");
+        let lock = File::create(&lock_path).map_err(Error::io(&lock_path))?;
+        lock.try_lock().map_err(|_| Error::RunBusy { path: out.to_path_buf() })?;
+        let about = plan.about(&samples);
+        let (state, values, moments, mut seen) = match (Saved::newest(out)?, plan.resume) {
+            (Some(_), false) => return Err(Error::RunUnfinished { path: out.to_path_buf() }),
+            (None, true) => return Err(Error::NothingToResume { path: out.to_path_buf() }),
+            (None, false) => {
+                let values = Parameters::new(&plan.model).draw(plan.seed);
+                let state = State { step: 0, seconds: 0.0, unreadable: 0, loss: 0.0, about };
+                (state, values, None, Seen::default())
+            }
+            (Some(saved), true) => {
+                about.check(&saved.state.about, out)?;
+                if saved.state.step >= plan.steps() {
+                    let (path, done, steps) = (out.to_path_buf(), saved.state.step, plan.steps());
+                    return Err(Error::NothingLeft { path, done, steps });
+                }
+                on_event(Event::Resumed { step: saved.state.step, from: &saved.folder });
+                (saved.state, saved.values, Some(saved.moments), saved.seen)
+            }
         };
-        metrics.write(&report)?;
-        on_step(report);
-        let stopped = stop.load(Ordering::Relaxed) && step < steps;
-        let due = (1..CHECKPOINTS).any(|k| step == (k * all_steps).div_ceil(CHECKPOINTS)) && step < steps;
-        if stopped || due {
-            saved.state.seconds = seconds_before + start.elapsed().as_secs_f64();
-            save(&mut saved, &trainer, out)?;
+        let mut first: Vec<u32> = Vec::new();
+        if plan.track_samples {
+            if seen.counts.is_empty() {
+                seen = Seen { counts: vec![0; samples.len()], last_loss: vec![f32::NAN; samples.len()] };
+            }
+            for i in 0..samples.len() {
+                let again = i > 0 && samples.uid(i) == samples.uid(i - 1);
+                first.push(if again { first[i - 1] } else { i as u32 });
+            }
         }
-        if stopped {
-            return Err(Error::Interrupted { step, steps });
+        write_receipt(receipt, plan, out)?;
+        let metrics = Lines::open(out, "metrics.jsonl", state.step)?;
+        let unreadable = Unreadable::open(out, state.step)?;
+        let mut trainer = Trainer::new(Model::new(Cpu::new(), &plan.model, &values, capacity), plan.recipe.clone());
+        if let Some([m, v]) = &moments {
+            trainer.resume(state.step, [m, v]);
+        }
+        let (saved, seconds_before) = (state.step, state.seconds);
+        let start = Instant::now();
+        Ok(Training { plan, out, _lock: lock, samples, trainer, state, saved, seen, first, metrics, unreadable, start, seconds_before })
+    }
+
+    /// The steps that are left.
+    fn steps(&mut self, stop: &AtomicBool, on_event: &dyn Fn(Event)) -> Result<()> {
+        let plan = self.plan;
+        let steps = plan.steps();
+        let left = self.state.step..steps;
+        let order = Order { seed: plan.seed, batch_size: plan.recipe.batch_size, shuffle: plan.shuffle, steps: left.clone() };
+        let batches = loader::start(self.samples.clone(), &plan.model, Arc::new(Tokenizer::default()), order);
+        let mut last_save = Instant::now();
+        for step in left.start + 1..=steps {
+            let interrupted = Error::Interrupted { step: step - 1, steps };
+            let step_start = Instant::now();
+            let Some(batch) = next(&batches, stop)? else { return Err(interrupted) };
+            let waited = step_start.elapsed().as_secs_f64();
+            let flops = self.trainer.model.backend.flops();
+            let goes_on = |share: f64| {
+                on_event(Event::Part { step, share });
+                !stop.load(Ordering::Relaxed)
+            };
+            let Some(report) = train_step(&mut self.trainer, &batch, &goes_on) else { return Err(interrupted) };
+            if !report.loss.is_finite() {
+                return Err(Error::Diverged { step, loss: report.loss });
+            }
+            self.state.step = step;
+            self.state.loss = report.loss;
+            self.state.unreadable += batch.draws_replaced;
+            self.seen.add(&batch.which, &self.first, &report.losses);
+            self.unreadable.add(step, &batch.unreadable)?;
+            let seconds = step_start.elapsed().as_secs_f64();
+            let report = StepReport {
+                step,
+                steps,
+                loss: report.loss,
+                learning_rate: report.learning_rate,
+                logit_scale: report.logit_scale,
+                gradient_norm: report.gradient_norm,
+                samples_per_second: plan.recipe.batch_size as f64 / seconds,
+                data_wait: waited / seconds,
+                flops_per_second: (self.trainer.model.backend.flops() - flops) / (seconds - waited),
+            };
+            self.metrics.write(&report)?;
+            on_event(Event::Step(report));
+            if step < steps && (plan.keeps(step) || last_save.elapsed() > SAVE_EVERY) {
+                self.save()?;
+                last_save = Instant::now();
+            }
+        }
+        Ok(())
+    }
+
+    /// A checkpoint of where the run stands, if it has moved.
+    fn save(&mut self) -> Result<()> {
+        if self.state.step == self.saved {
+            return Ok(());
+        }
+        self.state.seconds = self.seconds();
+        saved::save(self.out, &self.state, &config(self.plan), &self.trainer, &self.seen, |step| self.plan.keeps(step))?;
+        self.saved = self.state.step;
+        Ok(())
+    }
+
+    fn seconds(&self) -> f64 {
+        self.seconds_before + self.start.elapsed().as_secs_f64()
+    }
+
+    fn finish(self, missing: Missing, receipt: Receipt) -> Result<Run> {
+        let (plan, out, seconds) = (self.plan, self.out, self.seconds());
+        let values = self.trainer.values(0..self.trainer.model.parameters.len);
+        Checkpoint { config: config(plan), values }.write(out)?;
+        if plan.track_samples {
+            storage::write_seen(&out.join(SAMPLES_FILE), &self.samples, &self.seen.counts, &self.seen.last_loss)?;
+        }
+        let (steps, samples_seen) = (self.state.step, self.state.step * plan.recipe.batch_size as u64);
+        let run = Run {
+            pool: plan.pool.clone(),
+            scale: plan.recipe.scale.clone(),
+            on_recipe: plan.off_recipe().is_empty(),
+            recipe: plan.recipe.clone(),
+            seed: plan.seed,
+            shuffle: plan.shuffle,
+            steps,
+            samples_seen,
+            samples: self.samples.len() as u64,
+            not_in_pool: missing.not_in_pool,
+            no_image: missing.no_image,
+            unreadable: self.state.unreadable,
+            loss: self.state.loss,
+            seconds,
+            samples_per_second: samples_seen as f64 / seconds,
+            receipt,
+        };
+        write_json(&out.join(RUN_FILE), &run)?;
+        // The run is whole: what it could have gone on from goes.
+        saved::prune(out, |step| plan.keeps(step), |_| false);
+        Ok(run)
+    }
+}
+
+/// The next batch, or none where the training is to stop.
+fn next(batches: &Receiver<Result<Batch>>, stop: &AtomicBool) -> Result<Option<Batch>> {
+    loop {
+        match batches.recv_timeout(Duration::from_millis(50)) {
+            Ok(batch) => return batch.map(Some),
+            Err(RecvTimeoutError::Disconnected) => return Err(Error::WorkerPanicked),
+            Err(RecvTimeoutError::Timeout) if stop.load(Ordering::Relaxed) => return Ok(None),
+            Err(RecvTimeoutError::Timeout) => {}
         }
     }
-    let seconds = seconds_before + start.elapsed().as_secs_f64();
-    let samples_seen = steps * plan.recipe.batch_size as u64;
-    Checkpoint { config: config(plan), values: trainer.values() }.write(out)?;
-    if plan.track_samples {
-        storage::write_seen(&out.join(SAMPLES_FILE), &samples, &saved.seen.counts, &saved.seen.last_loss)?;
-    }
-    let run = Run {
-        pool: plan.pool.clone(),
-        scale: plan.recipe.scale.clone(),
-        on_recipe: plan.is_on_recipe(),
-        recipe: plan.recipe.clone(),
-        seed: plan.seed,
-        shuffle: plan.shuffle,
-        steps,
-        samples_seen,
-        samples: samples.len() as u64,
-        not_in_pool: missing.not_in_pool,
-        no_image: missing.no_image,
-        unreadable: saved.state.unreadable,
-        loss,
-        seconds,
-        samples_per_second: samples_seen as f64 / seconds,
-        receipt,
-    };
-    write_json(&out.join(RUN_FILE), &run)?;
-    Ok(run)
 }
 
 /// The subset's receipt, and what of the training is not the scale's recipe.
 fn write_receipt(receipt: &Receipt, plan: &Plan, out: &Path) -> Result<()> {
     let mut value = serde_json::to_value(receipt).expect("a receipt is plain data");
     value["scale"] = plan.recipe.scale.clone().into();
-    value["on_recipe"] = plan.is_on_recipe().into();
+    value["on_recipe"] = plan.off_recipe().is_empty().into();
     write_json(&out.join("receipt.json"), &value)
 }
 
@@ -298,47 +433,29 @@ fn config(plan: &Plan) -> OpenClipConfig {
     OpenClipConfig { model_cfg: plan.model.clone(), preprocess_cfg: PreprocessConfig::default() }
 }
 
-/// A run before its first step.
-fn first(plan: &Plan, about: About) -> Saved {
-    let values = Parameters::new(&plan.model).draw(plan.seed);
-    Saved {
-        state: State { step: 0, seconds: 0.0, unreadable: 0, about },
-        moments: [vec![0.0; values.len()], vec![0.0; values.len()]],
-        checkpoint: Checkpoint { config: config(plan), values },
-        seen: Seen::default(),
-    }
-}
-
-fn save(saved: &mut Saved, trainer: &Trainer<Cpu>, out: &Path) -> Result<()> {
-    saved.checkpoint.values = trainer.values();
-    saved.moments = trainer.moments();
-    saved.write(out)?;
-    saved.checkpoint.values = Vec::new();
-    saved.moments = [Vec::new(), Vec::new()];
-    Ok(())
-}
-
-pub(crate) fn train_step(trainer: &mut Trainer<Cpu>, batch: &Batch) -> crate::step::Report {
+pub(crate) fn train_step(trainer: &mut Trainer<Cpu>, batch: &Batch, goes_on: &dyn Fn(f64) -> bool) -> Option<crate::step::Report> {
     let size = trainer.model.config.vision_cfg.image_size;
     let sample = 3 * size * size;
     let preprocess = PreprocessConfig::default();
-    trainer.step(&batch.captions, |range| {
+    let pixels = |range: Range<usize>| {
         let mut pixels = vec![0.0; range.len() * sample];
         let bytes = &batch.pixels[range.start * sample..range.end * sample];
         pixels.par_chunks_mut(sample).zip(bytes.par_chunks(sample)).for_each(|(out, bytes)| image::normalize(out, bytes, &preprocess));
         pixels
-    })
+    };
+    trainer.step(&batch.captions, pixels, goes_on)
 }
 
 impl Seen {
-    /// Nothing where samples are not tracked.
-    fn add(&mut self, which: &[u32], losses: &[f32]) {
+    /// Nothing where samples are not tracked. All entries of a uid are counted at its first.
+    fn add(&mut self, which: &[u32], first: &[u32], losses: &[f32]) {
         if self.counts.is_empty() {
             return;
         }
         for (&i, &loss) in which.iter().zip(losses) {
-            self.counts[i as usize] += 1;
-            self.last_loss[i as usize] = loss;
+            let i = first[i as usize] as usize;
+            self.counts[i] += 1;
+            self.last_loss[i] = loss;
         }
     }
 }

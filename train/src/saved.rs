@@ -4,13 +4,16 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Checkpoint, write_safetensors, write_whole};
-use crate::config::ModelConfig;
+use crate::backend::Backend;
+use crate::checkpoint::{CONFIG_FILE, Checkpoint, WEIGHTS_FILE, floats, write_safetensors, write_whole};
+use crate::config::{ModelConfig, OpenClipConfig};
 use crate::loader::Shuffle;
 use crate::recipe::Recipe;
+use crate::step::Trainer;
 use crate::{Error, Result};
 
 const STATE_FILE: &str = "state.json";
@@ -23,6 +26,8 @@ pub struct State {
     pub step: u64,
     pub seconds: f64,
     pub unreadable: u64,
+    /// Of the last step.
+    pub loss: f32,
     pub about: About,
 }
 
@@ -33,9 +38,9 @@ pub struct About {
     pub model: ModelConfig,
     pub seed: u64,
     pub shuffle: Shuffle,
-    pub subset_sha256: String,
-    /// Entries of the subset that can be drawn.
+    /// Entries of the subset that can be drawn, and the SHA-256 of their uids and weights in the order of the draws.
     pub samples: u64,
+    pub samples_sha256: String,
     pub track_samples: bool,
 }
 
@@ -48,84 +53,130 @@ pub struct Seen {
 
 /// A training at rest.
 pub struct Saved {
+    pub folder: PathBuf,
     pub state: State,
-    pub checkpoint: Checkpoint,
+    pub values: Vec<f32>,
     /// The optimizer's.
     pub moments: [Vec<f32>; 2],
     pub seen: Seen,
 }
 
-impl Saved {
-    /// Writes into a folder of `run` that gets its name when all is on the disk. The optimizer's state of those before
-    /// it is removed then: their weights stay.
-    pub fn write(&self, run: &Path) -> Result<()> {
-        let all = run.join("checkpoints");
-        let folder = all.join(format!("step_{:08}", self.state.step));
-        let part = all.join(format!("step_{:08}.part", self.state.step));
-        let _ = std::fs::remove_dir_all(&part);
-        self.checkpoint.write(&part)?;
-        let len = self.moments[0].len();
-        let counts: Vec<f32> = self.seen.counts.iter().map(|&count| f32::from_bits(count)).collect();
-        let mut tensors = vec![("m".to_string(), vec![len], &self.moments[0][..]), ("v".to_string(), vec![len], &self.moments[1])];
-        if !counts.is_empty() {
-            tensors.push(("seen_bits".to_string(), vec![counts.len()], &counts));
-            tensors.push(("last_loss".to_string(), vec![counts.len()], &self.seen.last_loss));
-        }
-        write_safetensors(&part.join(OPTIMIZER_FILE), &tensors)?;
-        let state = serde_json::to_vec_pretty(&self.state).expect("a state is plain data");
-        write_whole(&part.join(STATE_FILE), |file| std::io::Write::write_all(file, &state))?;
-        let _ = std::fs::remove_dir_all(&folder);
-        sync_folder(&part)?;
-        std::fs::rename(&part, &folder).map_err(Error::io(&folder))?;
-        sync_folder(&all)?;
-        for other in folders(run) {
-            if other != folder {
-                let _ = std::fs::remove_file(other.join(OPTIMIZER_FILE));
-            }
-        }
-        Ok(())
-    }
+/// Writes a training into a folder of `run` that gets its name when all is on the disk. Then the others' optimizer goes,
+/// and those before it that `keep` does not want.
+pub fn save<B: Backend>(
+    run: &Path,
+    state: &State,
+    config: &OpenClipConfig,
+    trainer: &Trainer<B>,
+    seen: &Seen,
+    keep: impl Fn(u64) -> bool,
+) -> Result<()> {
+    let all = run.join("checkpoints");
+    let folder = all.join(format!("step_{:08}", state.step));
+    let part = all.join(format!("step_{:08}.part", state.step));
+    let _ = std::fs::remove_dir_all(&part);
+    std::fs::create_dir_all(&part).map_err(Error::io(&part))?;
+    config.write(&part.join(CONFIG_FILE))?;
+    let parameters = &trainer.model.parameters.all;
+    let tensors: Vec<_> = parameters.iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
+    write_safetensors(&part.join(WEIGHTS_FILE), &tensors, |i| trainer.values(parameters[i].range.clone()))?;
 
-    /// The newest in `run` that is whole. One that was being written when its run was killed is removed.
+    // The moments parameter by parameter, so that no second copy of them is made.
+    let mut tensors: Vec<_> = parameters.iter().map(|p| (format!("m.{}", p.name), p.shape.clone())).collect();
+    tensors.extend(parameters.iter().map(|p| (format!("v.{}", p.name), p.shape.clone())));
+    if !seen.counts.is_empty() {
+        tensors.extend(["seen_bits", "last_loss"].map(|name| (name.to_string(), vec![seen.counts.len()])));
+    }
+    let n = parameters.len();
+    write_safetensors(&part.join(OPTIMIZER_FILE), &tensors, |i| match i / n {
+        which @ (0 | 1) => trainer.moments(parameters[i % n].range.clone())[which].clone(),
+        _ if i == 2 * n => seen.counts.iter().map(|&count| f32::from_bits(count)).collect(),
+        _ => seen.last_loss.clone(),
+    })?;
+    let text = serde_json::to_vec_pretty(state).expect("a state is plain data");
+    write_whole(&part.join(STATE_FILE), |file| std::io::Write::write_all(file, &text))?;
+    let _ = std::fs::remove_dir_all(&folder);
+    sync_folder(&part)?;
+    std::fs::rename(&part, &folder).map_err(Error::io(&folder))?;
+    sync_folder(&all)?;
+    prune(run, |step| keep(step) || step == state.step, |step| step == state.step);
+    Ok(())
+}
+
+/// Removes checkpoints that are not kept, and the optimizer's state of those that are not gone on from.
+pub fn prune(run: &Path, keep: impl Fn(u64) -> bool, goes_on: impl Fn(u64) -> bool) {
+    for (step, folder) in folders(run) {
+        if !keep(step) {
+            let _ = std::fs::remove_dir_all(&folder);
+        } else if !goes_on(step) {
+            let _ = std::fs::remove_file(folder.join(OPTIMIZER_FILE));
+        }
+    }
+}
+
+/// The newest checkpoint of `run`, whether a training can go on from it or not.
+pub fn newest_folder(run: &Path) -> Option<PathBuf> {
+    folders(run).pop().map(|(_, folder)| folder)
+}
+
+impl Saved {
+    /// The newest in `run` that a training can go on from. One that was being written when its run was killed is removed.
     pub fn newest(run: &Path) -> Result<Option<Saved>> {
         let entries = std::fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten().map(|entry| entry.path());
         for part in entries.filter(|path| path.extension().is_some_and(|extension| extension == "part")) {
             std::fs::remove_dir_all(&part).map_err(Error::io(&part))?;
         }
         let whole = |folder: &PathBuf| folder.join(OPTIMIZER_FILE).exists() && folder.join(STATE_FILE).exists();
-        let Some(folder) = folders(run).into_iter().rfind(whole) else { return Ok(None) };
+        let Some(folder) = folders(run).into_iter().map(|(_, folder)| folder).rfind(whole) else { return Ok(None) };
         let path = folder.join(STATE_FILE);
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let state = serde_json::from_str(&text).map_err(|source| Error::Config { path, source })?;
+        let state: State = serde_json::from_str(&text).map_err(|source| Error::Config { path, source })?;
+        let Checkpoint { config, values } = Checkpoint::read(&folder)?;
         let path = folder.join(OPTIMIZER_FILE);
-        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+        let file = File::open(&path).map_err(Error::io(&path))?;
+        // SAFETY: the file is this run's own, and nobody else writes to it while the run's lock is held.
+        let bytes = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
         let wrong = |source| Error::Safetensors { path: path.clone(), source };
         let tensors = SafeTensors::deserialize(&bytes).map_err(wrong)?;
-        let values = |name: &str| -> Result<Vec<f32>> {
+        let values_of = |name: &str| -> Result<Vec<f32>> {
             let tensor = tensors.tensor(name).map_err(wrong)?;
-            if tensor.dtype() != Dtype::F32 {
-                return Err(Error::ParameterType { path: path.clone(), name: name.into(), got: format!("{:?}", tensor.dtype()) });
-            }
-            Ok(tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+            let of_type = |got: Dtype| Error::ParameterType { path: path.clone(), name: name.into(), got: format!("{got:?}") };
+            if tensor.dtype() == Dtype::F32 { Ok(floats(tensor.data())) } else { Err(of_type(tensor.dtype())) }
         };
-        let seen = match tensors.tensor("seen_bits").is_ok() {
-            true => Seen { counts: values("seen_bits")?.into_iter().map(f32::to_bits).collect(), last_loss: values("last_loss")? },
+        let parameters = crate::parameters::Parameters::new(&config.model_cfg);
+        let moment = |of: &str| -> Result<Vec<f32>> {
+            let parts = parameters.all.iter().map(|p| values_of(&format!("{of}.{}", p.name)));
+            Ok(parts.collect::<Result<Vec<_>>>()?.concat())
+        };
+        let seen = match state.about.track_samples {
+            true => Seen { counts: values_of("seen_bits")?.into_iter().map(f32::to_bits).collect(), last_loss: values_of("last_loss")? },
             false => Seen::default(),
         };
-        Ok(Some(Saved { state, checkpoint: Checkpoint::read(&folder)?, moments: [values("m")?, values("v")?], seen }))
+        let moments = [moment("m")?, moment("v")?];
+        Ok(Some(Saved { folder, state, values, moments, seen }))
     }
 }
 
 impl About {
     /// An error that names the first difference from a run that goes on.
     pub fn check(&self, saved: &About, run: &Path) -> Result<()> {
-        let text = |value: serde_json::Value| value.to_string();
-        let (now, then) = (serde_json::to_value(self), serde_json::to_value(saved));
-        let (now, then) = (now.expect("plain data"), then.expect("plain data"));
-        for (what, value) in now.as_object().into_iter().flatten() {
-            if then[what] != *value {
-                let (saved, given) = (text(then[what].clone()), text(value.clone()));
-                return Err(Error::Resume { path: run.to_path_buf(), what: what.clone(), saved, given });
+        let plain = |about: &About| serde_json::to_value(about).expect("plain data");
+        let (mut now, mut then) = (plain(self), plain(saved));
+        // The fields of the recipe beside the others.
+        for value in [&mut now, &mut then] {
+            let recipe = value["recipe"].take();
+            value.as_object_mut().expect("a struct").extend(recipe.as_object().expect("a struct").clone());
+        }
+        let none = serde_json::Value::Null;
+        // Whether the samples are the same is said last: other differences make them differ.
+        let fields = || now.as_object().into_iter().flatten();
+        let last = |what: &str| what == "samples_sha256";
+        let of_samples = fields().filter(|(what, _)| last(what));
+        for (what, value) in fields().filter(|(what, _)| *what != "recipe" && !last(what)).chain(of_samples) {
+            let was = then.get(what).unwrap_or(&none);
+            if was != value {
+                let (saved, given) = (was.to_string(), value.to_string());
+                return Err(Error::Resume { path: run.to_path_buf(), what: what.replace('_', " "), saved, given });
             }
         }
         Ok(())
@@ -133,10 +184,10 @@ impl About {
 }
 
 /// The run's checkpoints by step.
-fn folders(run: &Path) -> Vec<PathBuf> {
+fn folders(run: &Path) -> Vec<(u64, PathBuf)> {
     let entries = std::fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten();
-    let is_whole = |path: &PathBuf| path.extension().is_none() && path.is_dir();
-    let mut folders: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_whole).collect();
+    let step_of = |path: &Path| path.file_name()?.to_str()?.strip_prefix("step_")?.parse().ok();
+    let mut folders: Vec<(u64, PathBuf)> = entries.filter_map(|entry| Some((step_of(&entry.path())?, entry.path()))).collect();
     folders.sort();
     folders
 }

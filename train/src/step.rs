@@ -63,11 +63,18 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// One AdamW step on a batch of `captions.len()` samples; `pixels` gives a range of them as `[n, 3, size, size]`.
+    /// `goes_on` is asked after each part of the work, with the share that is done: where it says no, there is no
+    /// report and nothing has changed.
     ///
     /// The loss sees the whole batch whatever the micro-batch: all features first, then each micro-batch backward with
     /// its rows of the loss's gradient. The last micro-batches' activations are still there, as many as the model
     /// keeps; the others are computed again. (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size".)
-    pub fn step(&mut self, captions: &[Vec<u32>], pixels: impl Fn(Range<usize>) -> Vec<f32>) -> Report {
+    pub fn step(
+        &mut self,
+        captions: &[Vec<u32>],
+        pixels: impl Fn(Range<usize>) -> Vec<f32>,
+        goes_on: &dyn Fn(f64) -> bool,
+    ) -> Option<Report> {
         let batch = captions.len();
         let lengths: Vec<usize> = captions.iter().map(Vec::len).collect();
         let micro_batches = self.model.micro_batches(&lengths);
@@ -77,6 +84,9 @@ impl<B: Backend> Trainer<B> {
 
         for (i, range) in micro_batches.iter().enumerate() {
             self.forward(i.saturating_sub(not_kept), range, &pixels, &tokens[i]);
+            if !goes_on(range.end as f64 / (3 * batch) as f64) {
+                return None;
+            }
         }
         let d_logit_scale = self.loss(batch);
         self.model.backend.zero(self.grads);
@@ -90,12 +100,15 @@ impl<B: Backend> Trainer<B> {
             let (d_images, d_texts) = (self.rows(self.images.d_raw, range), self.rows(self.texts.d_raw, range));
             self.model.encode_images_backward(slot, self.grads, d_images);
             self.model.encode_texts_backward(slot, self.grads, d_texts, &tokens[i]);
+            if !goes_on(1.0 - range.start as f64 / (1.5 * batch as f64)) {
+                return None;
+            }
         }
         let learning_rate = self.recipe.learning_rate_at(self.step);
         let gradient_norm = self.update(learning_rate);
         let losses = self.model.backend.read(self.losses.first(batch));
         let loss = (losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / batch as f64) as f32;
-        Report { loss, losses, learning_rate, logit_scale: self.model.logit_scale(), gradient_norm }
+        Some(Report { loss, losses, learning_rate, logit_scale: self.model.logit_scale(), gradient_norm })
     }
 
     fn forward(&mut self, slot: usize, range: &Range<usize>, pixels: &impl Fn(Range<usize>) -> Vec<f32>, tokens: &Tokens) {
@@ -153,14 +166,14 @@ impl<B: Backend> Trainer<B> {
         self.model.backend.read(self.grads)
     }
 
-    /// All parameters' values, `[parameters.len]`.
-    pub fn values(&self) -> Vec<f32> {
-        self.model.backend.read(self.model.values)
+    /// Parameters' values, a part of `[parameters.len]`.
+    pub fn values(&self, range: Range<usize>) -> Vec<f32> {
+        self.model.backend.read(part(self.model.values, &range))
     }
 
-    /// The optimizer's two moments, `[parameters.len]` each.
-    pub fn moments(&self) -> [Vec<f32>; 2] {
-        [self.m, self.v].map(|span| self.model.backend.read(span))
+    /// The optimizer's two moments, of the same part.
+    pub fn moments(&self, range: Range<usize>) -> [Vec<f32>; 2] {
+        [self.m, self.v].map(|span| self.model.backend.read(part(span, &range)))
     }
 
     /// Goes on after `step` steps, with their moments; the model has their values already.

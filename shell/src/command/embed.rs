@@ -2,9 +2,8 @@ use std::path::Path;
 
 use storage::Pool;
 use tokio::runtime::Runtime;
-use train::Encoder;
 
-use super::block_on;
+use super::{block_on, open_encoder};
 use crate::cli;
 use crate::progress::Meter;
 use crate::{Error, Result, STOP};
@@ -16,7 +15,7 @@ pub(crate) fn run(args: cli::Embed, runtime: &Runtime) -> Result<()> {
         return Err(Error::Usage { message, hint: "for instance: --column scorer" });
     }
     let pool = block_on(runtime, Pool::open(&args.pool))?;
-    let encoder = Encoder::open(&args.model)?;
+    let encoder = open_encoder(&args.model)?;
     let meter = Meter::new("embed");
     let done = {
         let _inside = runtime.enter();

@@ -4,16 +4,16 @@ use eval::TaskResult;
 use storage::Pool;
 use storage::records::{self, Eval};
 use tokio::runtime::Runtime;
-use train::{Encoder, Run};
+use train::Run;
 
-use super::absolute;
+use super::{absolute, open_encoder};
 use crate::cli;
 use crate::format::{pipe_table, print};
 use crate::progress::Meter;
 use crate::{Result, STOP};
 
 pub(crate) fn run(args: cli::Eval, runtime: &Runtime) -> Result<()> {
-    let mut encoder = Encoder::open(&args.checkpoint)?;
+    let mut encoder = open_encoder(&args.checkpoint)?;
     let (sets, others) = eval::find(&args.data)?;
     if !others.is_empty() {
         crate::note!("not evaluated, for want of their metric: {}", others.join(", "));

@@ -18,8 +18,10 @@ mod verify;
 mod versions;
 
 use std::future::Future;
-
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use ::train::{CONFIG_FILE, Encoder};
 use storage::Pool;
 use tokio::runtime::Runtime;
 
@@ -77,6 +79,18 @@ pub(crate) async fn open(pool: &str, at: Option<&str>) -> Result<Pool> {
 /// A path that holds from any folder; URIs stay as they are.
 pub(crate) fn absolute(path: &str) -> String {
     std::fs::canonicalize(path).map_or_else(|_| path.to_string(), |path| path.display().to_string())
+}
+
+/// A checkpoint as an encoder. A PyTorch file alone does not say which activation its model has, and so on.
+pub(crate) fn open_encoder(path: &Path) -> Result<Encoder> {
+    let encoder = Encoder::open(path)?;
+    if path.is_file() && !path.with_file_name(CONFIG_FILE).exists() {
+        crate::note!(
+            "warning: {} has no {CONFIG_FILE} beside it: taken for a ViT with heads 64 wide and the exact GELU, not QuickGELU",
+            path.display()
+        );
+    }
+    Ok(encoder)
 }
 
 /// Ends soon after Ctrl-C.

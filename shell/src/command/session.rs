@@ -6,7 +6,7 @@ use engine::{Embed, Options, Session};
 use storage::Pool;
 use train::{Encoder, normalize_rows};
 
-use super::allocator;
+use super::{allocator, open_encoder};
 use crate::cli::Queries;
 use crate::progress::Meter;
 use crate::{Error, Result};
@@ -39,7 +39,7 @@ impl Models {
         let named = named.ok_or("no model is named: give a checkpoint's folder as the second argument, or in TARN_MODEL")?;
         let mut open = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if !open.contains_key(&named) {
-            open.insert(named.clone(), Encoder::open(Path::new(&named))?);
+            open.insert(named.clone(), open_encoder(Path::new(&named))?);
         }
         work(open.get_mut(&named).expect("opened above"))
     }

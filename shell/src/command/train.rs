@@ -8,7 +8,7 @@ use tokio::runtime::Runtime;
 use train::doctor::{Ceilings, doctor, peak_flops};
 use train::loader::Shuffle;
 use train::parameters::Parameters;
-use train::{ModelConfig, Plan, Recipe, Run, StepReport};
+use train::{Event, ModelConfig, Plan, Recipe, Run, StepReport};
 
 use super::session::session;
 use super::{absolute, allocator, block_on, open};
@@ -20,6 +20,15 @@ pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
     allocator::keep_memory();
     let plan = plan(&args)?;
     let capacity = plan.capacity()?;
+    if let Some(output) = args.output.as_ref().filter(|_| args.resume && !args.doctor)
+        && output.join(train::RUN_FILE).exists()
+    {
+        // A job that is started again; and the record may be what it was stopped before.
+        let run = Run::read(output)?;
+        write_record(&args.pool, output, &run, runtime)?;
+        crate::note!("{} is finished: {} steps", output.display(), run.steps);
+        return Ok(());
+    }
     let (samples, missing, receipt) = block_on(runtime, async {
         let pool = open(&args.pool, args.at.as_deref()).await?;
         let (subset, receipt) = select(&args, &pool).await?;
@@ -39,17 +48,20 @@ pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
     print_plan(&plan, &receipt, samples.len(), capacity, peak);
     let _inside = runtime.enter();
     let Some(output) = args.output.as_ref().filter(|_| !args.doctor) else {
+        crate::note!("measuring for some ten seconds, or two steps of a large model");
         print_ceilings(&doctor(&samples, &plan)?, &plan);
         return Ok(());
     };
     let meter = StepMeter::new(plan.steps());
-    let on_step = |report: StepReport| meter.show(report.step, || line(&report, peak));
-    let done = train::train(samples, missing, receipt, &plan, output, &STOP, &on_step);
+    let on_event = |event: Event| match event {
+        Event::Resumed { step, from } => crate::note!("goes on from step {step}: {}", from.display()),
+        Event::Part { step, share } => meter.part(step, share),
+        Event::Step(report) => meter.show(report.step, || line(&report, peak)),
+    };
+    let done = train::train(samples, missing, receipt, &plan, output, &STOP, &on_event);
     meter.finish();
     let run = done?;
-    // Short, and the run is there already: not for Ctrl-C to part.
-    let pool = runtime.block_on(Pool::open(&args.pool))?;
-    runtime.block_on(records::write_run(&pool, &record(output, &run)))?;
+    write_record(&args.pool, output, &run, runtime)?;
     if run.unreadable > 0 {
         let list = output.join("unreadable.jsonl");
         crate::note!("{} draws were replaced because their image could not be read: {}", run.unreadable, list.display());
@@ -65,10 +77,16 @@ pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
     Ok(())
 }
 
+/// Short, and the run is there already: not for Ctrl-C to part.
+fn write_record(pool: &str, output: &Path, run: &Run, runtime: &Runtime) -> Result<()> {
+    let pool = runtime.block_on(Pool::open(pool))?;
+    Ok(runtime.block_on(records::write_run(&pool, &record(output, run)))?)
+}
+
 fn line(r: &StepReport, peak: f64) -> String {
-    let norm = r.gradient_norm.map(|norm| format!(" | gradient norm {norm:.2}")).unwrap_or_default();
+    let norm = r.gradient_norm.map(|norm| format!(" | norm {norm:.2}")).unwrap_or_default();
     format!(
-        "loss {:.4} | learning rate {:.2e} | logit scale {:.2}{norm} | {} samples/s | data wait {:.0}% | {:.0}% of peak",
+        "loss {:.4} | lr {:.1e} | scale {:.1}{norm} | {}/s | data wait {:.0}% | {:.0}% of peak",
         r.loss,
         r.learning_rate,
         r.logit_scale,
@@ -148,14 +166,16 @@ async fn select(args: &cli::Train, pool: &Pool) -> Result<(Subset, Receipt)> {
 }
 
 /// What of its matrix products' peak a step reaches, roughly: for the estimate alone.
-const USUAL_SHARE: f64 = 0.6;
+const USUAL_SHARE: f64 = 0.5;
+const USUAL_TOKENS: usize = 20;
 
 fn print_plan(plan: &Plan, receipt: &Receipt, drawable: usize, capacity: train::model::Capacity, peak: f64) {
     let r = &plan.recipe;
-    let off = if plan.is_on_recipe() { "" } else { " (off recipe)" };
+    let off = plan.off_recipe();
+    let off = if off.is_empty() { String::new() } else { format!(" (off recipe: {})", off.join(", ")) };
     let (steps, all) = (plan.steps(), r.steps());
     let samples = steps * r.batch_size as u64;
-    let forward = plan.model.flops();
+    let forward = plan.model.flops(plan.model.text_cfg.context_length);
     crate::note!("scale        {}{off}", r.scale);
     crate::note!("model        {}, {:.1} M parameters", r.model, Parameters::new(&plan.model).len as f64 / 1e6);
     crate::note!("             {:.2} GFLOP a sample, {:.2} with its gradients", forward / 1e9, 3.0 * forward / 1e9);
@@ -165,24 +185,21 @@ fn print_plan(plan: &Plan, receipt: &Receipt, drawable: usize, capacity: train::
     }
     let of_all = if steps < all { format!(" of the schedule's {all}") } else { String::new() };
     crate::note!("samples seen {samples} in {steps} steps{of_all} of {}", r.batch_size);
-    crate::note!(
-        "AdamW        learning rate {}, {} steps of warm-up, betas {} {}, weight decay {}{}",
-        r.learning_rate,
-        r.warmup,
-        r.beta1,
-        r.beta2,
-        r.weight_decay,
-        r.gradient_clip.map(|norm| format!(", gradients clipped to {norm}")).unwrap_or_default()
-    );
+    crate::note!("AdamW        learning rate {}, {} steps of warm-up", r.learning_rate, r.warmup);
+    crate::note!("             betas {} {}, weight decay {}", r.beta1, r.beta2, r.weight_decay);
+    if let Some(norm) = r.gradient_clip {
+        crate::note!("             gradients clipped to a norm of {norm}");
+    }
     let kept = match r.batch_size.div_ceil(capacity.samples) {
         1 => String::new(),
         parts if capacity.kept >= parts => ", all kept for their gradients".to_string(),
-        _ => format!(", {} kept for their gradients, the others computed again", capacity.kept),
+        parts => format!(", {} of {parts} kept for their gradients, the others computed again", capacity.kept),
     };
     crate::note!("micro-batch  {}{kept}", capacity.samples);
-    let per_second = USUAL_SHARE * peak / (3.0 * forward);
+    let per_second = USUAL_SHARE * peak / (3.0 * plan.model.flops(USUAL_TOKENS));
+    crate::note!("machine      {:.0} GFLOP/s in matrix products just now", peak / 1e9);
     let took = duration(samples as f64 / per_second);
-    crate::note!("machine      {:.0} GFLOP/s in matrix products: {took} at {:.0}% of it", peak / 1e9, 100.0 * USUAL_SHARE);
+    crate::note!("time         some {took} of training alone; --doctor measures, and decoding with it");
     crate::note!("seed         {}", plan.seed);
 }
 
@@ -215,8 +232,9 @@ fn print_ceilings(c: &Ceilings, plan: &Plan) {
     crate::note!("together     {:>8} samples/s: {} for {samples} samples", rate(both), duration(samples as f64 / both));
     let (what, advice) = match c {
         _ if c.read < together => ("reading binds", "a faster disk, a pool on this machine, or --shuffle blocks:256"),
-        _ if c.decode < c.compute => ("decoding binds", "more cores, or smaller pictures in the pool"),
-        _ => ("training binds", "more cores, or a smaller model"),
+        _ if c.decode < 0.7 * c.compute => ("decoding binds", "more cores, or smaller pictures in the pool"),
+        _ if c.compute < 0.7 * c.decode => ("training binds", "more cores, or a smaller model"),
+        _ => ("decoding and training take the cores alike, and both bind", "more cores"),
     };
     crate::note!("{what}: {advice}");
 }

@@ -123,7 +123,7 @@ fn weights(size: usize, new_size: usize) -> Weights {
         let center = (i as f64 + 0.5) * scale;
         let first = ((center - support + 0.5) as isize).max(0) as usize;
         let end = ((center + support + 0.5) as usize).min(size);
-        let weights: Vec<f64> = (first..end).map(|x| bicubic((x as f64 - center + 0.5) / filter_scale)).collect();
+        let weights: Vec<f64> = (first..end).map(|x| bicubic((x as f64 - center + 0.5) * (1.0 / filter_scale))).collect();
         let sum: f64 = weights.iter().sum();
         for (whole, weight) in whole.iter_mut().zip(weights) {
             let scaled = weight / sum * f64::from(1 << PRECISION);

@@ -18,9 +18,6 @@ use text::TextTower;
 use tower::{Arenas, Workspace};
 use vision::VisionTower;
 
-/// Of PyTorch's `LayerNorm`.
-const LAYER_NORM_EPS: f32 = 1e-5;
-
 /// A model on a backend: parameters, and activations of micro-batches.
 pub struct Model<B> {
     pub backend: B,
@@ -62,7 +59,8 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// From captions' ids with start and end, of different lengths; padded where the text tower sees all tokens.
+    /// From captions' ids with start and end, of different lengths; what is behind the end is left out, or padded where
+    /// the text tower sees all tokens.
     pub fn new<C: AsRef<[u32]>>(captions: &[C], text: &TextConfig) -> Tokens {
         Tokens::with_lengths(captions, |caption| if text.no_causal_mask { text.context_length } else { caption })
     }
@@ -72,13 +70,18 @@ impl Tokens {
         Tokens::with_lengths(captions, |_| text.context_length)
     }
 
+    /// `length` is that of a caption in rows, from where it ends.
     fn with_lengths<C: AsRef<[u32]>>(captions: &[C], length: impl Fn(usize) -> usize) -> Tokens {
         let mut tokens = Tokens { ids: Vec::new(), starts: vec![0], ends: Vec::new() };
         for caption in captions.iter().map(AsRef::as_ref) {
-            tokens.ids.extend_from_slice(caption);
-            tokens.ends.push(tokens.ids.len() - 1);
-            let start = tokens.starts[tokens.starts.len() - 1];
-            tokens.ids.resize(start + length(caption.len()), 0);
+            let start = tokens.ids.len();
+            // As open_clip's argmax: a caption may spell an end token before its own.
+            let largest = caption.iter().max().copied().unwrap_or_default();
+            let end = caption.iter().position(|id| *id == largest).unwrap_or_default();
+            let length = length(end + 1);
+            tokens.ids.extend_from_slice(&caption[..caption.len().min(length)]);
+            tokens.ids.resize(start + length, 0);
+            tokens.ends.push(start + end);
             tokens.starts.push(tokens.ids.len());
         }
         tokens
@@ -122,7 +125,7 @@ impl<B: Backend> Model<B> {
         self.capacity
     }
 
-    /// Consecutive ranges of captions of these lengths that each fit in a micro-batch, as even as may be.
+    /// Consecutive ranges of captions of these lengths that each fit in a micro-batch.
     pub fn micro_batches(&self, lengths: &[usize]) -> Vec<Range<usize>> {
         let mut ranges = Vec::new();
         let (mut start, mut tokens) = (0, 0);

@@ -13,8 +13,7 @@ pub struct TextTower {
 
 pub fn capacity(config: &ModelConfig, batch: usize, rows: usize) -> Capacity {
     let text = &config.text_cfg;
-    let hidden = (text.width as f64 * text.mlp_ratio) as usize;
-    Capacity { batch, rows, width: text.width, hidden, layers: text.layers }
+    Capacity { batch, rows, width: text.width, hidden: text.hidden(), layers: text.layers }
 }
 
 fn tower_parameters(p: &Parameters) -> TowerParameters<'_> {
@@ -25,8 +24,7 @@ fn input<'a>(config: &ModelConfig, tokens: &'a Tokens) -> Input<'a> {
     let text = &config.text_cfg;
     let head_width = text.width / text.heads;
     let attention = Attention { starts: &tokens.starts, queries: None, heads: text.heads, head_width, causal: !text.no_causal_mask };
-    let eps = text.norm_kwargs.map_or(super::LAYER_NORM_EPS, |norm| norm.eps);
-    let hidden = capacity(config, 0, 0).hidden;
+    let (hidden, eps) = (text.hidden(), text.eps());
     let shape = Shape { width: text.width, hidden, activation: config.activation(), eps, attention };
     Input { shape, pooled: &tokens.ends }
 }

@@ -18,8 +18,7 @@ pub struct VisionTower {
 
 pub fn capacity(config: &ModelConfig, batch: usize) -> Capacity {
     let vision = &config.vision_cfg;
-    let hidden = (vision.width as f64 * vision.mlp_ratio) as usize;
-    Capacity { batch, rows: batch * vision.tokens(), width: vision.width, hidden, layers: vision.layers }
+    Capacity { batch, rows: batch * vision.tokens(), width: vision.width, hidden: vision.hidden(), layers: vision.layers }
 }
 
 /// Values of float32 that the tower keeps besides its blocks, for one image.
@@ -51,8 +50,7 @@ impl VisionTower {
         let vision = &config.vision_cfg;
         let starts = &self.starts[..=batch];
         let attention = Attention { starts, queries: None, heads: vision.heads(), head_width: vision.head_width, causal: false };
-        let eps = vision.norm_kwargs.map_or(super::LAYER_NORM_EPS, |norm| norm.eps);
-        let hidden = capacity(config, batch).hidden;
+        let (hidden, eps) = (vision.hidden(), vision.eps());
         let shape = Shape { width: vision.width, hidden, activation: config.activation(), eps, attention };
         Input { shape, pooled: &starts[..batch] }
     }

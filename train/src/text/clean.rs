@@ -25,8 +25,20 @@ pub fn clean(caption: &str) -> String {
 }
 
 fn unescape_twice(text: &str) -> String {
-    let once = htmlize::unescape(text);
-    htmlize::unescape(&*once).into_owned()
+    unescape(&unescape(text))
+}
+
+/// Python's `html.unescape`: by the rules of HTML, but that references to what is no character are left out.
+fn unescape(text: &str) -> String {
+    static NUMBER: LazyLock<Regex> = LazyLock::new(|| Regex::new("&#(?:[xX]([0-9a-fA-F]+)|([0-9]+));?").expect("a constant pattern"));
+    let characters = NUMBER.replace_all(text, |found: &Captures| {
+        let (digits, radix) = found.get(1).map_or_else(|| (&found[2], 10), |hex| (hex.as_str(), 16));
+        let is_none = u32::from_str_radix(digits, radix).is_ok_and(|code| {
+            matches!(code, 1..=8 | 0xb | 0xe..=0x1f | 0x7f | 0xfdd0..=0xfdef) || (code & 0xfffe == 0xfffe && code <= 0x10_ffff)
+        });
+        if is_none { String::new() } else { found[0].to_string() }
+    });
+    htmlize::unescape(&*characters).into_owned()
 }
 
 /// ftfy's repairs, line by line. HTML entities are left alone from the first line on that has a `<`.
@@ -125,6 +137,7 @@ mod tests {
             ("e\u{301}", "é"),
             ("a\u{85}b \u{93}quoted\u{94}", "a…b \"quoted\""),
             ("ΟΔΟΣ", "οδος"),
+            ("<b>&#7;a&#x7f;b&#xfdd0;c&#150;", "<b>abc–"),
             ("Ã la carte", "à la carte"),
         ] {
             assert_eq!(clean(caption), expected, "{caption:?}");

@@ -5,6 +5,9 @@ pub struct Tokenizer {
     bpe: instant_clip_tokenizer::Tokenizer,
 }
 
+/// Bytes of a cleaned caption that are looked at.
+const LONGEST: usize = 16 << 10;
+
 pub const VOCAB_SIZE: usize = 49408;
 
 impl Default for Tokenizer {
@@ -18,7 +21,9 @@ impl Tokenizer {
     /// Start token, the caption's tokens, end token; at most `context_length` in all, the end always kept.
     /// The caption is cleaned first.
     pub fn encode(&self, caption: &str, context_length: usize) -> Vec<u32> {
-        let text = super::clean(caption);
+        let mut text = super::clean(caption);
+        // Byte pairs take the square of a word's length; what is cut would not be among the first tokens but of such words.
+        text.truncate(text.floor_char_boundary(LONGEST));
         let mut tokens = vec![self.bpe.start_of_text()];
         self.bpe.encode(&text, &mut tokens);
         tokens.truncate(context_length - 1);

@@ -16,8 +16,8 @@ impl Memory {
         if len == 0 {
             return Memory::default();
         }
-        let map = MmapMut::map_anon(len * size_of::<f32>());
-        let map = map.unwrap_or_else(|_| std::alloc::handle_alloc_error(std::alloc::Layout::array::<f32>(len).expect("less than all")));
+        let layout = std::alloc::Layout::array::<f32>(len).expect("no more than the address space");
+        let map = MmapMut::map_anon(layout.size()).unwrap_or_else(|_| std::alloc::handle_alloc_error(layout));
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         Memory { map: Some(map), len }

@@ -18,6 +18,8 @@ use vector::{add_to, dot, sum};
 /// Rows that one task works on, and over which partial sums are taken: fixed, so that results do not depend on the
 /// number of threads.
 const ROWS: usize = 64;
+/// The same for whole samples.
+const SAMPLES: usize = 8;
 /// Elements per task of elementwise work.
 const CHUNK: usize = 1 << 14;
 
@@ -96,20 +98,8 @@ impl Cpu {
                         arch,
                         #[inline(always)]
                         || match activation {
-                            Activation::Gelu => activate(
-                                rows,
-                                to,
-                                bias,
-                                #[inline(always)]
-                                |x| math::gelu(x),
-                            ),
-                            Activation::QuickGelu => activate(
-                                rows,
-                                to,
-                                bias,
-                                #[inline(always)]
-                                |x| math::quick_gelu(x),
-                            ),
+                            Activation::Gelu => activate(rows, to, bias, math::gelu),
+                            Activation::QuickGelu => activate(rows, to, bias, math::quick_gelu),
                         },
                     );
                 });
@@ -386,10 +376,10 @@ impl Backend for Cpu {
             let samples = dpatches.par_chunks_mut(sample - dim).zip(cpu.get(dout).par_chunks(sample));
             samples.for_each(|(dpatches, dout)| dpatches.copy_from_slice(&dout[dim..]));
         });
-        for dout in self.get(dout).to_vec().chunks_exact(sample) {
-            self.with(dpositions, |_, out| add_to(out, dout));
-            self.with(dclass, |_, out| add_to(out, &dout[..dim]));
-        }
+        let all: Vec<&[f32]> = self.get(dout).chunks(sample * SAMPLES).collect();
+        let sums = self.reduce(all.len(), sample, |block, sum| all[block].chunks_exact(sample).for_each(|dout| add_to(sum, dout)));
+        self.with(dpositions, |_, out| add_to(out, &sums));
+        self.with(dclass, |_, out| add_to(out, &sums[..dim]));
     }
 
     fn gather(&mut self, out: Span, x: Span, rows: &[usize], dim: usize) {
