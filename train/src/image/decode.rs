@@ -105,6 +105,38 @@ mod tests {
         assert_eq!(decode(&rgba).unwrap().as_raw(), &[10, 20, 30, 40, 50, 60]);
         let la = png(&[10, 0, 200, 128], 2, ExtendedColorType::La8);
         assert_eq!(decode(&la).unwrap().as_raw(), &[10, 10, 10, 200, 200, 200]);
+        // These two Pillow wrote: inks of 10, 100, 200 and 50; three colours of which one is transparent.
+        let cmyk = decode(include_bytes!("fixtures/cmyk.jpg")).unwrap();
+        assert!(cmyk.pixels().all(|pixel| pixel.0 == [197, 125, 44]), "{:?}", cmyk.get_pixel(0, 0));
+        let palette = decode(include_bytes!("fixtures/palette.png")).unwrap();
+        assert_eq!(palette.as_raw(), &[1, 2, 3, 40, 50, 60, 250, 251, 252]);
+    }
+
+    #[test]
+    fn every_format_is_read() {
+        let image = RgbImage::from_fn(16, 16, |x, y| image::Rgb(if x < 8 { [250, 10, 10] } else { [10, 10, y as u8 * 15] }));
+        for format in [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif, ImageFormat::Jpeg] {
+            let mut bytes = Cursor::new(Vec::new());
+            image.write_to(&mut bytes, format).unwrap();
+            let decoded = decode(bytes.get_ref()).unwrap();
+            let step = image.as_raw().iter().zip(decoded.as_raw()).map(|(a, b)| a.abs_diff(*b)).max();
+            let largest = if matches!(format, ImageFormat::Png | ImageFormat::WebP) { 0 } else { 60 };
+            assert!(step.is_some_and(|step| step <= largest), "{format:?}: {step:?}");
+        }
+        let mut bytes = Cursor::new(Vec::new());
+        image::GrayImage::from_pixel(8, 8, image::Luma([77])).write_to(&mut bytes, ImageFormat::Jpeg).unwrap();
+        assert!(decode(bytes.get_ref()).unwrap().pixels().all(|pixel| pixel.0 == [77; 3]));
+    }
+
+    /// The first frame, however the next ones differ.
+    #[test]
+    fn a_gif_is_its_first_frame() {
+        let frame = |color: [u8; 4]| image::Frame::new(image::RgbaImage::from_pixel(4, 4, image::Rgba(color)));
+        let mut bytes = Vec::new();
+        let mut encoder = image::codecs::gif::GifEncoder::new(&mut bytes);
+        encoder.encode_frames([frame([9, 200, 30, 255]), frame([255, 0, 0, 255])]).unwrap();
+        drop(encoder);
+        assert!(decode(&bytes).unwrap().pixels().all(|pixel| pixel.0 == [9, 200, 30]));
     }
 
     #[test]
