@@ -66,8 +66,8 @@ def tokens(example, data):
     wrong = []
     for i, (text, line) in enumerate(zip(texts, out.stdout.splitlines(), strict=True)):
         expected = tokenize(text)[0].tolist()
-        expected = expected[: expected.index(49407) + 1]
-        if json.loads(line) != expected:
+        got = json.loads(line)
+        if got + [0] * (77 - len(got)) != expected:
             wrong.append(i)
     for i in wrong[:10]:
         print("  differs:", repr(texts[i])[:150])
