@@ -1,7 +1,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use train::loader::Shuffle;
+
+mod models;
+
+pub(crate) use models::{Embed, Encode, Eval, Train};
 
 /// An embedded columnar store and query engine for image-text pools: choose data by SQL, train CLIP on the answer,
 /// evaluate it.
@@ -403,111 +406,6 @@ pub(crate) struct Filter {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Train {
-    pub pool: String,
-    /// What to train on: a shipped filter, a .sql file, SQL, or a subset.npy
-    #[arg(long)]
-    pub select: String,
-    #[arg(long = "param", value_name = "NAME=VALUE", value_parser = parse_param)]
-    pub params: Vec<(String, String)>,
-    /// The recipe: tiny, debug, small, medium, large or xlarge
-    #[arg(long)]
-    pub scale: String,
-    /// Folder for the run: checkpoints, metrics, receipt
-    #[arg(short, long, value_name = "RUN", required_unless_present = "doctor")]
-    pub output: Option<PathBuf>,
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    /// Stop after so many steps of the schedule (off recipe)
-    #[arg(long)]
-    pub max_steps: Option<u64>,
-    /// Samples whose activations are held at once; results stay the same but for rounding. By default what --train-memory
-    /// has room for
-    #[arg(long)]
-    pub micro_batch: Option<usize>,
-    /// Memory for parameters, optimizer and activations, roughly
-    #[arg(long, default_value = "6GB", value_parser = parse_bytes)]
-    pub train_memory: u64,
-    /// How samples are drawn: "full", each on its own; or "blocks:N", N that lie side by side, then others, for slow
-    /// disks and object stores. A sample's chance is the same; a batch of 4096 is then of 4096/N places of the pool
-    #[arg(long, default_value = "full", value_parser = parse_shuffle)]
-    pub shuffle: Shuffle,
-    /// Go on with the run that the folder holds, after Ctrl-C or a crash: the same command with this added
-    #[arg(long)]
-    pub resume: bool,
-    /// Write RUN/samples.parquet: how often each sample was seen, and its last loss
-    #[arg(long)]
-    pub track_samples: bool,
-    /// Measure how fast samples are read, decoded and trained on, say which of them binds, and stop
-    #[arg(long)]
-    pub doctor: bool,
-    /// Another model: a name, or a file of open_clip's model_configs (off recipe)
-    #[arg(long, value_name = "NAME|FILE.json")]
-    pub model: Option<String>,
-    /// Scale gradients down to this norm (off recipe)
-    #[arg(long, value_name = "NORM")]
-    pub clip_gradients: Option<f32>,
-    /// Another number of samples seen (off recipe)
-    #[arg(long)]
-    pub samples_seen: Option<u64>,
-    /// Another batch size (off recipe)
-    #[arg(long)]
-    pub batch_size: Option<usize>,
-    /// Another learning rate (off recipe)
-    #[arg(long)]
-    pub learning_rate: Option<f32>,
-    /// The pool as it was: a tag, a version, or a receipt
-    #[arg(long, value_name = "TAG|VERSION")]
-    pub at: Option<String>,
-    #[command(flatten)]
-    pub queries: Queries,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Embed {
-    pub pool: String,
-    /// A run's folder, any with open_clip_config.json and weights, or open_clip's .pt
-    #[arg(long, value_name = "CHECKPOINT")]
-    pub model: PathBuf,
-    /// Writes the columns NAME_img, NAME_txt and NAME_score
-    #[arg(long, value_name = "NAME")]
-    pub column: String,
-    /// Replace columns of these names
-    #[arg(long)]
-    pub replace: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Encode {
-    /// A run's folder, any with open_clip_config.json and weights, or open_clip's .pt
-    pub checkpoint: PathBuf,
-    /// Pictures: the jpg, png, webp and gif files of a folder and those below it, by name
-    #[arg(long, value_name = "DIR", required_unless_present = "texts")]
-    pub images: Option<PathBuf>,
-    /// Texts, one a line
-    #[arg(long, value_name = "FILE")]
-    pub texts: Option<PathBuf>,
-    /// Divide each row by its norm
-    #[arg(long)]
-    pub normalize: bool,
-    /// Gets image_features, image_files and text_features, as numpy.load reads them
-    #[arg(short, long, value_name = "OUT.npz")]
-    pub output: PathBuf,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Eval {
-    /// A run's folder, any with open_clip_config.json and weights, or open_clip's .pt
-    pub checkpoint: PathBuf,
-    /// The folder that holds wds_*_test
-    #[arg(long)]
-    pub data: PathBuf,
-    /// Where eval_results.jsonl goes, by default into the checkpoint's folder
-    #[arg(short, long)]
-    pub output: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
 pub(crate) struct Report {
     #[arg(required = true, value_name = "RUN")]
     pub runs: Vec<PathBuf>,
@@ -534,15 +432,6 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
     match number.parse::<f64>() {
         Ok(n) if n > 0.0 && n * scale as f64 >= 1.0 => Ok((n * scale as f64) as u64),
         _ => Err(format!("expected a size such as 512MB or 2GB, got '{text}'")),
-    }
-}
-
-/// `full` or `blocks:N`.
-fn parse_shuffle(text: &str) -> Result<Shuffle, String> {
-    match text.strip_prefix("blocks:").map(str::parse) {
-        None if text == "full" => Ok(Shuffle::Full),
-        Some(Ok(size)) if size > 0 => Ok(Shuffle::Blocks(size)),
-        _ => Err(format!("expected full or blocks:N, for instance blocks:256, got '{text}'")),
     }
 }
 

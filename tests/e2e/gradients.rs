@@ -138,7 +138,7 @@ fn clipping(_: &Sandbox) {
         let mut trainer = trainer(&config, &values, Capacity::of(&config, BATCH, 9, 1), 1e-3);
         trainer.recipe.gradient_clip = clip;
         step(&mut trainer);
-        trainer.moments(0..trainer.model.parameters.len)[0].iter().map(|m| f64::from(*m).powi(2)).sum::<f64>().sqrt()
+        trainer.moment(0, 0..trainer.model.parameters.len).iter().map(|m| f64::from(*m).powi(2)).sum::<f64>().sqrt()
     };
     // After one step the first moment is a tenth of the gradient that AdamW saw.
     for (clip, expected) in [(None, norm), (Some(2.0 * norm as f32), norm), (Some(0.5 * norm as f32), 0.5 * norm)] {

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::ops::Range;
 use std::path::Path;
 
 use memmap2::Mmap;
@@ -72,12 +73,17 @@ impl Checkpoint {
 
     /// Writes both files, each under a temporary name that is renamed when it is on the disk.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        self.config.write(&folder.join(CONFIG_FILE))?;
-        let parameters = Parameters::new(&self.config.model_cfg).all;
-        let tensors: Vec<_> = parameters.iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
-        write_safetensors(&folder.join(WEIGHTS_FILE), &tensors, |i| self.values[parameters[i].range.clone()].to_vec())
+        write_model(folder, &self.config, |range| self.values[range].to_vec())
     }
+}
+
+/// The same of values that are read parameter by parameter.
+pub(crate) fn write_model(folder: &Path, config: &OpenClipConfig, mut values: impl FnMut(Range<usize>) -> Vec<f32>) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    config.write(&folder.join(CONFIG_FILE))?;
+    let parameters = Parameters::new(&config.model_cfg).all;
+    let tensors: Vec<_> = parameters.iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
+    write_safetensors(&folder.join(WEIGHTS_FILE), &tensors, |i| values(parameters[i].range.clone()))
 }
 
 fn read_safetensors(path: &Path) -> Result<HashMap<String, Tensor>> {
@@ -118,7 +124,7 @@ pub(crate) fn write_safetensors(path: &Path, tensors: &[(String, Vec<usize>)], m
 }
 
 /// The bytes of float32 values as they lie in memory.
-fn f32_bytes(values: &[f32]) -> &[u8] {
+pub(crate) fn f32_bytes(values: &[f32]) -> &[u8] {
     const { assert!(cfg!(target_endian = "little"), "the file format is little-endian") };
     // SAFETY: every float32 is four initialised bytes, and u8 has no alignment.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len() * 4) }

@@ -10,7 +10,7 @@ use crate::backend::{Backend, Cpu, Epilogue, Gemm};
 use crate::loader::{self, Order};
 use crate::model::Model;
 use crate::parameters::Parameters;
-use crate::run::Plan;
+use crate::plan::Plan;
 use crate::step::Trainer;
 use crate::text::Tokenizer;
 use crate::{Recipe, Result};

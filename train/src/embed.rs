@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use storage::{OnProgress, Pool, Progress, Samples, schema};
 
 use crate::encoder::{Encoder, normalize_rows};
-use crate::parts::Parts;
+use crate::parts::{Parts, hex};
 use crate::{Error, Result};
 
 /// Rows read and encoded at a time, and those that are kept together until all are done.
@@ -34,13 +34,13 @@ pub struct Embedded {
 /// Adds `NAME_img`, `NAME_txt` (float16, normalised) and `NAME_score` (their inner product, computed from the
 /// float16 values as DataComp's scores are) to `pool`, in order and in bounded memory. Call it inside a tokio runtime; it
 /// blocks. Stopped, it goes on where it was when it is called again for the same samples and model: pieces are kept in
-/// `kept`, if that is given, until the columns are there.
+/// the folder `kept` until the columns are there.
 pub fn embed(
     pool: &Pool,
     encoder: Encoder,
     name: &str,
     replace: bool,
-    kept: Option<&Path>,
+    kept: &Path,
     stop: &'static AtomicBool,
     on_progress: OnProgress<'_>,
 ) -> Result<Embedded> {
@@ -56,7 +56,7 @@ pub fn embed(
     runtime.block_on(pool.check_new_columns(&schema, replace))?;
     let (sender, receiver) = std::sync::mpsc::sync_channel(2);
     let total = samples.len();
-    let parts = kept.map(|folder| Parts::open(folder, &digest(&samples, &encoder))).transpose()?;
+    let parts = Parts::open(kept, &digest(&samples, &encoder))?;
     let mut work = Work { samples, encoder, schema: schema.clone(), done: Embedded::default() };
     let done = std::thread::scope(|scope| {
         let handle = runtime.clone();
@@ -67,7 +67,7 @@ pub fn embed(
                 let on_chunk = |done: usize| {
                     on_progress(Progress { what: String::new(), done: done as u64, total: total as u64, unit: "samples" });
                 };
-                let batch = work.part(parts.as_ref(), number, rows, stop, &handle, &on_chunk);
+                let batch = work.part(parts, number, rows, stop, &handle, &on_chunk);
                 let failed = batch.as_ref().err().map(ToString::to_string);
                 let sent = sender.send(batch.map_err(|e| ArrowError::ExternalError(Box::new(e))));
                 if sent.is_err() || failed.is_some() {
@@ -88,7 +88,7 @@ pub fn embed(
         Ok(done)
     });
     if done.is_ok() {
-        parts.map(Parts::remove).transpose()?;
+        parts.remove()?;
     }
     done
 }
@@ -101,7 +101,7 @@ fn digest(samples: &Samples, encoder: &Encoder) -> String {
         digest.update(samples.uid(i).0);
         digest.update([u8::from(samples.has_image(i))]);
     }
-    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(digest)
 }
 
 struct Work {
@@ -115,14 +115,14 @@ impl Work {
     /// The rows of a part, kept ones or new ones.
     fn part(
         &mut self,
-        parts: Option<&Parts>,
+        parts: &Parts,
         number: usize,
         range: Range<usize>,
         stop: &AtomicBool,
         runtime: &tokio::runtime::Handle,
         on_chunk: &dyn Fn(usize),
     ) -> Result<RecordBatch> {
-        let kept = parts.and_then(|parts| parts.read(number));
+        let kept = parts.read(number);
         let batch = match kept.filter(|batch| batch.num_rows() == range.len() && batch.schema() == self.schema) {
             Some(batch) => batch,
             None => {
@@ -135,7 +135,7 @@ impl Work {
                     chunks.push(self.rows(from..(from + CHUNK).min(range.end), runtime)?);
                 }
                 let batch = concat_batches(&self.schema, &chunks).map_err(storage::Error::from)?;
-                parts.map(|parts| parts.write(number, &batch)).transpose()?;
+                parts.write(number, &batch)?;
                 batch
             }
         };

@@ -14,9 +14,9 @@ use storage::{OnProgress, Progress};
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
 
-use crate::checkpoint::write_whole;
+use crate::checkpoint::{f32_bytes, write_whole};
 use crate::encoder::Encoder;
-use crate::parts::Parts;
+use crate::parts::{Parts, hex};
 use crate::{Error, Result};
 
 /// Files or texts that are encoded, and kept, at a time.
@@ -148,21 +148,20 @@ fn digest(encoder: &Encoder, files: &Files, normalize: bool) -> String {
         digest.update(format!("{}\0{:?}\0{changed:?}\0", path.display(), about.map(|about| about.len())));
     }
     files.texts.iter().for_each(|text| digest.update(format!("{text}\n")));
-    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(digest)
 }
 
 fn write_npz(file: &mut BufWriter<File>, files: &Files, dim: usize, images: &[f32], texts: &[f32]) -> std::io::Result<()> {
     let mut zip = ZipWriter::new(file);
-    let floats = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
     let names: Vec<String> = files.images.iter().map(|path| path.to_string_lossy().into_owned()).collect();
     let longest = names.iter().map(String::len).max().unwrap_or(1).max(1);
     let names = names.iter().flat_map(|name| name.bytes().chain(std::iter::repeat(0)).take(longest)).collect::<Vec<u8>>();
     if !images.is_empty() {
-        write_npy(&mut zip, "image_features", "<f4", &format!("{}, {dim}", files.images.len()), &floats(images))?;
+        write_npy(&mut zip, "image_features", "<f4", &format!("{}, {dim}", files.images.len()), f32_bytes(images))?;
         write_npy(&mut zip, "image_files", &format!("|S{longest}"), &format!("{},", files.images.len()), &names)?;
     }
     if !texts.is_empty() {
-        write_npy(&mut zip, "text_features", "<f4", &format!("{}, {dim}", files.texts.len()), &floats(texts))?;
+        write_npy(&mut zip, "text_features", "<f4", &format!("{}, {dim}", files.texts.len()), f32_bytes(texts))?;
     }
     zip.finish()?;
     Ok(())

@@ -5,9 +5,10 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::backend::{Backend, Cpu, Span};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, f32_bytes};
 use crate::config::{ModelConfig, PreprocessConfig};
 use crate::model::{Capacity, Model, Tokens};
+use crate::parameters::part;
 use crate::text::Tokenizer;
 use crate::{Result, image};
 
@@ -41,8 +42,8 @@ impl Encoder {
         let mut digest = Sha256::new();
         digest.update(serde_json::to_vec(self.config()).expect("a configuration is plain data"));
         digest.update(serde_json::to_vec(&self.preprocess).expect("a configuration is plain data"));
-        for values in self.model.backend.read(self.model.values).chunks(1 << 16) {
-            digest.update(values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
+        for parameter in &self.model.parameters.all {
+            digest.update(f32_bytes(&self.model.backend.read(part(self.model.values, &parameter.range))));
         }
         digest.finalize().into()
     }

@@ -87,6 +87,7 @@ impl Error {
             }
             Error::Resume { .. } => "give the run's own, or another folder with -o".into(),
             Error::Stopped { .. } => "the same command goes on from there".into(),
+            Error::Interrupted { step: 0, .. } => return None,
             Error::Interrupted { .. } => "go on with the same command and --resume".into(),
             Error::ConfigField { .. } => "ViT models of open_clip are supported, without this".into(),
             Error::MicroBatch { batch_size, .. } => format!("give --micro-batch {batch_size} or less"),

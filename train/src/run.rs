@@ -1,6 +1,5 @@
-use std::collections::HashSet;
-use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, Write};
+use std::fs::File;
+use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,41 +9,21 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-use storage::{Missing, Receipt, Samples, Uid};
+use storage::{Missing, Receipt, Samples};
 
 use crate::backend::{Backend, Cpu};
-use crate::checkpoint::{Checkpoint, write_whole};
-use crate::config::{ModelConfig, OpenClipConfig, PreprocessConfig};
+use crate::checkpoint::{write_model, write_whole};
+use crate::config::{OpenClipConfig, PreprocessConfig};
+use crate::journal::{Lines, Unreadable};
 use crate::loader::{self, Batch, Order, Shuffle};
-use crate::model::{Capacity, Model};
+use crate::model::Model;
 use crate::parameters::Parameters;
+use crate::plan::Plan;
 use crate::recipe::Recipe;
-use crate::saved::{self, About, Saved, Seen, State};
+use crate::saved::{self, Saved, Seen, State};
 use crate::step::Trainer;
 use crate::text::Tokenizer;
 use crate::{Error, Result, image};
-
-/// What to train, but for the data.
-#[derive(Debug, Clone)]
-pub struct Plan {
-    /// The pool that the samples are of, for `run.json`.
-    pub pool: String,
-    pub recipe: Recipe,
-    pub model: ModelConfig,
-    pub seed: u64,
-    pub shuffle: Shuffle,
-    /// Samples whose activations are held at once; by default what `memory` has room for.
-    pub micro_batch: Option<usize>,
-    /// Bytes for parameters, optimizer and activations, roughly.
-    pub memory: usize,
-    /// Stop after so many steps of the schedule.
-    pub max_steps: Option<u64>,
-    /// Go on with what the folder holds.
-    pub resume: bool,
-    /// Write `samples.parquet`: how often each sample was seen, and its last loss.
-    pub track_samples: bool,
-}
 
 /// `RUN/run.json`: a finished run, and the way back to its query.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -89,109 +68,16 @@ pub struct StepReport {
 }
 
 pub const RUN_FILE: &str = "run.json";
-const UNREADABLE_FILE: &str = "unreadable.jsonl";
 const SAMPLES_FILE: &str = "samples.parquet";
 
-/// Checkpoints of a whole schedule, the last being the run's own.
-const CHECKPOINTS: u64 = 5;
-/// Besides, one to go on from is written now and then, and replaced by the next.
+/// Besides those that stay, a checkpoint to go on from is written now and then, and replaced by the next.
 const SAVE_EVERY: Duration = Duration::from_secs(600);
-/// Tokens of a caption that room is made for: longer ones make smaller micro-batches.
-const TOKENS_PER_CAPTION: usize = 40;
-/// Larger micro-batches are no faster on a CPU.
-const LARGEST_MICRO_BATCH: usize = 64;
-
 impl Run {
     /// Reads a finished run's `run.json`.
     pub fn read(folder: &Path) -> Result<Run> {
         let path = folder.join(RUN_FILE);
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
         serde_json::from_str(&text).map_err(|source| Error::Config { path, source })
-    }
-}
-
-impl Plan {
-    /// What is changed of the scale's recipe.
-    pub fn off_recipe(&self) -> Vec<&'static str> {
-        let mut off = self.recipe.off_recipe();
-        if ModelConfig::named(&self.recipe.model).as_ref() != Some(&self.model) && !off.contains(&"model") {
-            off.push("model");
-        }
-        if self.steps() < self.recipe.steps() {
-            off.push("steps");
-        }
-        off
-    }
-
-    /// Whether the checkpoint of this step is one of those that stay.
-    fn keeps(&self, step: u64) -> bool {
-        (1..CHECKPOINTS).any(|k| step == (k * self.recipe.steps()).div_ceil(CHECKPOINTS))
-    }
-
-    /// Steps that this run does, resumed or not.
-    pub fn steps(&self) -> u64 {
-        let all = self.recipe.steps();
-        self.max_steps.map_or(all, |max| max.min(all))
-    }
-
-    /// How much the model holds at once, or why the plan cannot be.
-    pub fn capacity(&self) -> Result<Capacity> {
-        let batch_size = self.recipe.batch_size;
-        for (what, value) in [
-            ("the batch size", batch_size as u64),
-            ("the number of steps", self.recipe.steps()),
-            ("--max-steps", self.max_steps.unwrap_or(1)),
-        ] {
-            if value == 0 {
-                return Err(Error::Zero { what });
-            }
-        }
-        let of = |samples: usize| Capacity::of(&self.model, samples, TOKENS_PER_CAPTION, 1);
-        // Values, gradients and two moments; the batch's pixels, twice; its features, and the logits of a block.
-        let pixels = 6 * batch_size * self.model.vision_cfg.image_size.pow(2);
-        let fixed = 16 * Parameters::new(&self.model).len + pixels + 32 * batch_size * self.model.embed_dim + (64 << 20);
-        let room = self.memory.saturating_sub(fixed);
-        let samples = match self.micro_batch {
-            Some(0) => return Err(Error::Zero { what: "the micro-batch" }),
-            Some(micro_batch) if micro_batch > batch_size => return Err(Error::MicroBatch { micro_batch, batch_size }),
-            Some(micro_batch) => micro_batch,
-            None => {
-                let mut samples = batch_size.min(LARGEST_MICRO_BATCH);
-                while samples > 1 && of(samples).bytes(&self.model) > room {
-                    samples = samples.div_ceil(2);
-                }
-                let least = fixed + of(samples).bytes(&self.model);
-                if least > self.memory {
-                    return Err(Error::Memory { least, got: self.memory });
-                }
-                samples
-            }
-        };
-        // One more than the samples ask for, where captions are long.
-        let micro_batches = batch_size.div_ceil(samples) + 1;
-        let kept = (room / of(samples).bytes(&self.model).max(1)).clamp(1, micro_batches);
-        Ok(Capacity { kept, ..of(samples) })
-    }
-
-    fn about(&self, samples: &Samples) -> About {
-        let mut digest = Sha256::new();
-        let mut add = |i: usize| {
-            digest.update(samples.uid(i).0);
-            digest.update(samples.weight(i).to_le_bytes());
-        };
-        match self.shuffle {
-            Shuffle::Full => (0..samples.len()).for_each(&mut add),
-            Shuffle::Blocks(_) => samples.by_place().into_iter().for_each(|i| add(i as usize)),
-        }
-        About {
-            recipe: self.recipe.clone(),
-            model: self.model.clone(),
-            seed: self.seed,
-            shuffle: self.shuffle,
-            samples: samples.len() as u64,
-            samples_sha256: digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
-            track_samples: self.track_samples,
-        }
     }
 }
 
@@ -372,8 +258,7 @@ impl<'a> Training<'a> {
 
     fn finish(self, missing: Missing, receipt: Receipt) -> Result<Run> {
         let (plan, out, seconds) = (self.plan, self.out, self.seconds());
-        let values = self.trainer.values(0..self.trainer.model.parameters.len);
-        Checkpoint { config: config(plan), values }.write(out)?;
+        write_model(out, &config(plan), |range| self.trainer.values(range))?;
         if plan.track_samples {
             storage::write_seen(&out.join(SAMPLES_FILE), &self.samples, &self.seen.counts, &self.seen.last_loss)?;
         }
@@ -457,69 +342,5 @@ impl Seen {
             self.counts[i] += 1;
             self.last_loss[i] = loss;
         }
-    }
-}
-
-/// A file of a line of JSON each, cut back to the step that a run goes on from.
-struct Lines {
-    path: std::path::PathBuf,
-    file: BufWriter<File>,
-}
-
-impl Lines {
-    fn open(out: &Path, name: &str, step: u64) -> Result<Lines> {
-        let path = out.join(name);
-        let kept: String = match std::fs::read_to_string(&path) {
-            Ok(text) if step > 0 => {
-                let of = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64();
-                text.split_inclusive('\n').filter(|line| of(line).is_some_and(|at| at <= step)).collect()
-            }
-            _ => String::new(),
-        };
-        write_whole(&path, |file| file.write_all(kept.as_bytes()))?;
-        let file = OpenOptions::new().append(true).open(&path).map_err(Error::io(&path))?;
-        Ok(Lines { path, file: BufWriter::new(file) })
-    }
-
-    fn write(&mut self, line: &impl Serialize) -> Result<()> {
-        let line = serde_json::to_string(line).expect("figures are plain data");
-        writeln!(self.file, "{line}").and_then(|()| self.file.flush()).map_err(Error::io(&self.path))
-    }
-}
-
-/// `RUN/unreadable.jsonl`: samples whose draws were replaced, each once. Made with the first of them.
-struct Unreadable {
-    out: std::path::PathBuf,
-    lines: Option<Lines>,
-    known: HashSet<Uid>,
-}
-
-impl Unreadable {
-    fn open(out: &Path, step: u64) -> Result<Unreadable> {
-        let path = out.join(UNREADABLE_FILE);
-        let mut unreadable = Unreadable { out: out.to_path_buf(), lines: None, known: HashSet::new() };
-        if step > 0 && path.exists() {
-            unreadable.lines = Some(Lines::open(out, UNREADABLE_FILE, step)?);
-            let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-            let of = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?["uid"].as_str()?.parse().ok();
-            unreadable.known = text.lines().filter_map(of).collect();
-        } else {
-            let _ = std::fs::remove_file(&path);
-        }
-        Ok(unreadable)
-    }
-
-    fn add(&mut self, step: u64, unreadable: &[(Uid, String)]) -> Result<()> {
-        for (uid, reason) in unreadable {
-            if !self.known.insert(*uid) {
-                continue;
-            }
-            if self.lines.is_none() {
-                self.lines = Some(Lines::open(&self.out, UNREADABLE_FILE, 0)?);
-            }
-            let line = serde_json::json!({ "step": step, "uid": uid.to_string(), "reason": reason });
-            self.lines.as_mut().expect("opened above").write(&line)?;
-        }
-        Ok(())
     }
 }

@@ -9,7 +9,7 @@ use safetensors::tensor::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
-use crate::checkpoint::{CONFIG_FILE, Checkpoint, WEIGHTS_FILE, floats, write_safetensors, write_whole};
+use crate::checkpoint::{Checkpoint, floats, write_model, write_safetensors, write_whole};
 use crate::config::{ModelConfig, OpenClipConfig};
 use crate::loader::Shuffle;
 use crate::recipe::Recipe;
@@ -75,12 +75,9 @@ pub fn save<B: Backend>(
     let folder = all.join(format!("step_{:08}", state.step));
     let part = all.join(format!("step_{:08}.part", state.step));
     let _ = std::fs::remove_dir_all(&part);
-    std::fs::create_dir_all(&part).map_err(Error::io(&part))?;
-    config.write(&part.join(CONFIG_FILE))?;
-    let parameters = &trainer.model.parameters.all;
-    let tensors: Vec<_> = parameters.iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
-    write_safetensors(&part.join(WEIGHTS_FILE), &tensors, |i| trainer.values(parameters[i].range.clone()))?;
+    write_model(&part, config, |range| trainer.values(range))?;
 
+    let parameters = &trainer.model.parameters.all;
     // The moments parameter by parameter, so that no second copy of them is made.
     let mut tensors: Vec<_> = parameters.iter().map(|p| (format!("m.{}", p.name), p.shape.clone())).collect();
     tensors.extend(parameters.iter().map(|p| (format!("v.{}", p.name), p.shape.clone())));
@@ -89,7 +86,7 @@ pub fn save<B: Backend>(
     }
     let n = parameters.len();
     write_safetensors(&part.join(OPTIMIZER_FILE), &tensors, |i| match i / n {
-        which @ (0 | 1) => trainer.moments(parameters[i % n].range.clone())[which].clone(),
+        which @ (0 | 1) => trainer.moment(which, parameters[i % n].range.clone()),
         _ if i == 2 * n => seen.counts.iter().map(|&count| f32::from_bits(count)).collect(),
         _ => seen.last_loss.clone(),
     })?;

@@ -171,9 +171,9 @@ impl<B: Backend> Trainer<B> {
         self.model.backend.read(part(self.model.values, &range))
     }
 
-    /// The optimizer's two moments, of the same part.
-    pub fn moments(&self, range: Range<usize>) -> [Vec<f32>; 2] {
-        [self.m, self.v].map(|span| self.model.backend.read(part(span, &range)))
+    /// The optimizer's first (0) or second (1) moment, of the same part.
+    pub fn moment(&self, which: usize, range: Range<usize>) -> Vec<f32> {
+        self.model.backend.read(part([self.m, self.v][which], &range))
     }
 
     /// Goes on after `step` steps, with their moments; the model has their values already.

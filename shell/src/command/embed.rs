@@ -20,9 +20,11 @@ pub(crate) fn run(args: cli::Embed, runtime: &Runtime) -> Result<()> {
     let done = {
         let _inside = runtime.enter();
         // Beside the pool's tables, where that is a folder of this machine.
-        let kept = Path::new(&args.pool).join(format!("embedding_{name}"));
-        let kept = Path::new(&args.pool).is_dir().then_some(&*kept);
-        train::embed::embed(&pool, encoder, name, args.replace, kept, &STOP, &|progress| meter.show(progress))
+        let kept = match Path::new(&args.pool).is_dir() {
+            true => Path::new(&args.pool).join(format!("embedding_{name}")),
+            false => std::env::temp_dir().join(format!("tarn_{}_{name}", args.pool.replace(|c: char| !c.is_alphanumeric(), "_"))),
+        };
+        train::embed::embed(&pool, encoder, name, args.replace, &kept, &STOP, &|progress| meter.show(progress))
     };
     meter.finish();
     let done = done?;

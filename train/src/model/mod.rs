@@ -62,23 +62,13 @@ impl Tokens {
     /// From captions' ids with start and end, of different lengths; what is behind the end is left out, or padded where
     /// the text tower sees all tokens.
     pub fn new<C: AsRef<[u32]>>(captions: &[C], text: &TextConfig) -> Tokens {
-        Tokens::with_lengths(captions, |caption| if text.no_causal_mask { text.context_length } else { caption })
-    }
-
-    /// Every caption padded with zeros to the context length, as open_clip has them.
-    pub fn padded<C: AsRef<[u32]>>(captions: &[C], text: &TextConfig) -> Tokens {
-        Tokens::with_lengths(captions, |_| text.context_length)
-    }
-
-    /// `length` is that of a caption in rows, from where it ends.
-    fn with_lengths<C: AsRef<[u32]>>(captions: &[C], length: impl Fn(usize) -> usize) -> Tokens {
         let mut tokens = Tokens { ids: Vec::new(), starts: vec![0], ends: Vec::new() };
         for caption in captions.iter().map(AsRef::as_ref) {
             let start = tokens.ids.len();
             // As open_clip's argmax: a caption may spell an end token before its own.
             let largest = caption.iter().max().copied().unwrap_or_default();
             let end = caption.iter().position(|id| *id == largest).unwrap_or_default();
-            let length = length(end + 1);
+            let length = if text.no_causal_mask { text.context_length } else { end + 1 };
             tokens.ids.extend_from_slice(&caption[..caption.len().min(length)]);
             tokens.ids.resize(start + length, 0);
             tokens.ends.push(start + end);
