@@ -1,100 +1,115 @@
-use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
-use rayon::prelude::*;
-use storage::{OnProgress, Progress};
+use storage::OnProgress;
 use train::Encoder;
 
-use crate::classifier::classifier;
-use crate::data::{EvalSet, Labelled};
-use crate::metric::{accuracy_at, mean_per_class_recall, top_k};
-use crate::results::{RESULTS_FILE, TaskResult, read_results};
-use crate::{Error, Result};
+use crate::classifier::Cache;
+use crate::metric::Metrics;
+use crate::results::{Journal, TaskResult};
+use crate::set::{EvalSet, hex};
+use crate::stream::{Context, Unreadable};
+use crate::task::Kind;
+use crate::{Error, Result, association, classification, faces, retrieval};
 
-/// Images decoded and encoded at a time.
-const CHUNK: usize = 256;
+/// How an evaluation goes about its results.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Forget the results that the folder has.
+    pub overwrite: bool,
+    /// Write `OUT/predictions/KEY.csv` for classifications: label, best classes and logits of each sample.
+    pub predictions: bool,
+}
 
-/// Evaluates a checkpoint on each set and writes `OUT/eval_results.jsonl`, a line as each task is done.
+/// What an evaluation says of itself while it runs.
+pub enum Event<'a> {
+    /// The task was evaluated before.
+    Known(&'a TaskResult),
+    Done(&'a TaskResult, &'a Unreadable),
+    /// The others go on.
+    Failed(&'a EvalSet, &'a Error),
+}
+
+/// A task's metrics before they have a place in a file.
+pub(crate) struct Evaluated {
+    pub metrics: Metrics,
+    pub samples: u64,
+    pub unreadable: Unreadable,
+}
+
+/// Evaluates a checkpoint on each set and adds a line to the results in `out` as each is done: `eval_results.jsonl`, and
+/// `eval_results_other.jsonl` for what is not of DataComp's list. Tasks that `out` has from the same weights and data are
+/// not evaluated again, so that a second call goes on where the first was stopped. A set that cannot be evaluated is
+/// reported, and costs nothing but itself. Gives the results of all sets that have one.
 pub fn evaluate(
     encoder: &mut Encoder,
     sets: &[EvalSet],
     out: &Path,
+    options: Options,
     stop: &AtomicBool,
     on_progress: OnProgress<'_>,
+    on_event: &dyn Fn(Event),
 ) -> Result<Vec<TaskResult>> {
-    std::fs::create_dir_all(out).map_err(Error::io(out))?;
-    let path = out.join(RESULTS_FILE);
-    let earlier = if path.exists() { read_results(out)? } else { Vec::new() };
-    let mut results: Vec<TaskResult> = Vec::new();
+    let checkpoint = hex(&encoder.digest());
+    let mut journal = Journal::open(out, &checkpoint, options.overwrite)?;
+    let cache = Cache::new(out, &checkpoint);
+    let mut results = Vec::new();
     for (i, set) in sets.iter().enumerate() {
-        on_progress(Progress { what: set.name.clone(), done: i as u64, total: sets.len() as u64, unit: "tasks" });
-        let result = zero_shot(encoder, set, stop)?;
-        results.push(result);
-        // Other tasks' results stay; the file is replaced whole, so that a stop loses nothing.
-        let kept = earlier.iter().filter(|old| results.iter().all(|new| new.key != old.key));
-        let text: String = kept.chain(&results).map(TaskResult::line).collect();
-        let part = path.with_extension("part");
-        std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, &path)).map_err(Error::io(&path))?;
+        let data = set.digest();
+        if let Some(known) = journal.results.iter().find(|result| result.key == set.task.key && result.data == data) {
+            on_event(Event::Known(known));
+            results.push(known.clone());
+            continue;
+        }
+        let context = Context { what: format!("{} of {}: {}", i + 1, sets.len(), set.task.name), stop, on_progress };
+        let start = Instant::now();
+        let predictions = options.predictions.then(|| out.join("predictions").join(format!("{}.csv", set.task.key.replace('/', "-"))));
+        let evaluated = match set.task.kind {
+            Kind::Classification => classification::evaluate(encoder, set, &cache, &context, predictions.as_deref()),
+            Kind::Faces => faces::evaluate(encoder, set, &cache, &context),
+            Kind::Retrieval => retrieval::evaluate(encoder, set, &context),
+            Kind::Association => association::evaluate(encoder, set, &context),
+        };
+        match evaluated.and_then(|evaluated| some(evaluated, set)) {
+            Ok(evaluated) => {
+                let result = result(set, &evaluated, &checkpoint, data, start.elapsed().as_secs_f64());
+                journal.add(result.clone())?;
+                on_event(Event::Done(&result, &evaluated.unreadable));
+                results.push(result);
+            }
+            Err(stopped @ Error::Interrupted { .. }) => return Err(stopped),
+            Err(e) => on_event(Event::Failed(set, &e)),
+        }
     }
-    on_progress(Progress { what: String::new(), done: sets.len() as u64, total: sets.len() as u64, unit: "tasks" });
     Ok(results)
 }
 
-fn zero_shot(encoder: &mut Encoder, set: &EvalSet, stop: &AtomicBool) -> Result<TaskResult> {
-    let classes = set.classnames.len();
-    let weights = classifier(encoder, &set.classnames, &set.templates);
-    let mut predictions = Predictions { top: Vec::new(), labels: Vec::new(), unreadable: 0 };
-    let mut chunk = Vec::with_capacity(CHUNK);
-    set.for_each(|sample| {
-        chunk.push(sample);
-        if chunk.len() == CHUNK {
-            if stop.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted { task: set.key.clone() });
-            }
-            predictions.add(encoder, &weights, &std::mem::take(&mut chunk));
+fn some(evaluated: Evaluated, set: &EvalSet) -> Result<Evaluated> {
+    match evaluated.samples {
+        0 => {
+            let Unreadable { count, first } = evaluated.unreadable;
+            Err(Error::NoSamples { path: set.folder.clone(), unreadable: count, first })
         }
-        Ok(())
-    })?;
-    predictions.add(encoder, &weights, &chunk);
-    let Predictions { top, labels, unreadable } = predictions;
-    if labels.is_empty() {
-        return Err(Error::NoSamples { path: set.folder.clone(), unreadable });
+        _ => Ok(evaluated),
     }
-    let mut metrics = BTreeMap::from([
-        ("acc1".to_string(), accuracy_at(1, &top, &labels)),
-        ("mean_per_class_recall".to_string(), mean_per_class_recall(&top, &labels, classes)),
-    ]);
-    if classes >= 5 {
-        metrics.insert("acc5".to_string(), accuracy_at(5, &top, &labels));
-    }
-    let score = metrics.get(&set.metric).copied().unwrap_or(f64::NAN);
-    metrics.insert("main_metric".to_string(), score);
-    let samples = labels.len() as u64;
-    Ok(TaskResult { key: set.key.clone(), dataset: set.name.clone(), metrics, samples, unreadable, main_metric: set.metric.clone() })
 }
 
-struct Predictions {
-    /// The five best classes of each sample.
-    top: Vec<Vec<usize>>,
-    labels: Vec<usize>,
-    unreadable: u64,
-}
-
-impl Predictions {
-    fn add(&mut self, encoder: &mut Encoder, weights: &[f32], samples: &[Labelled]) {
-        let dim = encoder.config().embed_dim;
-        let read: Vec<Option<Vec<u8>>> = samples.par_iter().map(|sample| encoder.preprocess(&sample.image).ok()).collect();
-        let labels = samples.iter().zip(&read).filter(|(_, pixels)| pixels.is_some()).map(|(sample, _)| sample.label);
-        self.labels.extend(labels);
-        self.unreadable += read.iter().filter(|pixels| pixels.is_none()).count() as u64;
-        let mut features = encoder.encode_images(&read.into_iter().flatten().collect::<Vec<_>>());
-        train::normalize_rows(&mut features, dim);
-        // The factor 100 of the logits changes no order.
-        let top = features.par_chunks_exact(dim).map(|feature| {
-            let dot = |weight: &[f32]| weight.iter().zip(feature).map(|(w, f)| w * f).sum::<f32>();
-            top_k(&weights.chunks_exact(dim).map(dot).collect::<Vec<_>>(), 5)
-        });
-        self.top.extend(top.collect::<Vec<_>>());
+fn result(set: &EvalSet, evaluated: &Evaluated, checkpoint: &str, data: String, seconds: f64) -> TaskResult {
+    let mut metrics = evaluated.metrics.clone();
+    let main = set.task.metric.as_ref().and_then(|metric| metrics.get(metric).copied().flatten());
+    metrics.insert("main_metric".to_string(), main);
+    let by_class = matches!(set.task.metric.as_deref(), Some("acc1" | "mean_per_class_recall" | "acc_avg"));
+    TaskResult {
+        key: set.task.key.clone(),
+        dataset: set.task.name.clone(),
+        metrics,
+        metric: set.task.metric.clone(),
+        random: set.task.random.or(by_class.then(|| 1.0 / set.classnames.len() as f64)),
+        samples: evaluated.samples,
+        unreadable: evaluated.unreadable.count,
+        checkpoint: checkpoint.to_string(),
+        data,
+        seconds,
     }
 }

@@ -4,7 +4,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 mod models;
 
-pub(crate) use models::{Embed, Encode, Eval, Train};
+pub(crate) use models::{Embed, Encode, Eval, Report, ReportFormat, Train};
 
 /// An embedded columnar store and query engine for image-text pools: choose data by SQL, train CLIP on the answer,
 /// evaluate it.
@@ -403,12 +403,6 @@ pub(crate) struct Filter {
     pub at: Option<String>,
     #[command(flatten)]
     pub queries: Queries,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Report {
-    #[arg(required = true, value_name = "RUN")]
-    pub runs: Vec<PathBuf>,
 }
 
 fn parse_param(text: &str) -> Result<(String, String), String> {

@@ -14,6 +14,8 @@ pub(crate) enum Error {
     DemoExists { path: std::path::PathBuf },
     #[error("nothing of these sources went into {pool}")]
     NothingIngested { pool: String },
+    #[error("not evaluated: {}", sets.join(", "))]
+    NotEvaluated { sets: Vec<String> },
     #[error("{pool} is not sound: {wrong} findings")]
     NotSound { pool: String, wrong: usize },
     #[error(transparent)]
@@ -38,6 +40,7 @@ impl Error {
             Error::Usage { hint, .. } => Some(hint.to_string()),
             Error::DemoExists { path } => Some(format!("remove it, or give another folder: tarn demo {}-2", path.display())),
             Error::NothingIngested { .. } => Some("the lines above say why".to_string()),
+            Error::NotEvaluated { .. } => Some("the lines above say why; the same command tries these again".to_string()),
             Error::NotSound { pool, .. } => {
                 Some(format!("files that no version needs and indexes that lag are mended by: tarn verify {pool} --repair"))
             }

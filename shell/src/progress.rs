@@ -44,6 +44,11 @@ impl Meter {
         }
     }
 
+    /// Says something while the bar stands aside.
+    pub fn suspend(&self, say: impl FnOnce()) {
+        self.bar.suspend(say);
+    }
+
     pub fn finish(&self) {
         self.bar.finish_and_clear();
     }

@@ -38,8 +38,8 @@ pub struct Eval {
     pub run: String,
     pub filter: String,
     pub task: String,
-    pub metric: String,
-    pub value: f64,
+    pub metric: Option<String>,
+    pub value: Option<f64>,
     pub samples: i64,
     /// All metrics, as JSON.
     pub metrics: String,

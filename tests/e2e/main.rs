@@ -3,6 +3,7 @@
 #![allow(clippy::print_stderr)] // says what is skipped
 
 mod cli;
+mod evaluation;
 mod filters;
 mod golden;
 mod gradients;
@@ -26,11 +27,15 @@ fn main() {
         eprintln!("TARN_TEST_DATA is not set: tests on real data are skipped");
     }
     let mut trials = Vec::new();
-    for (name, test) in [cli::TESTS, filters::TESTS, search::TESTS, storage::TESTS, path::TESTS, gradients::TESTS, training::TESTS].concat()
+    for (name, test) in
+        [cli::TESTS, filters::TESTS, search::TESTS, storage::TESTS, path::TESTS, gradients::TESTS, training::TESTS, evaluation::TESTS]
+            .concat()
     {
         trials.push(Trial::test(name, move || run(|| test(&Sandbox::new()))));
     }
-    for (name, test) in [filters::DATA_TESTS, search::DATA_TESTS, golden::TESTS, training::DATA_TESTS, real::TESTS].concat() {
+    for (name, test) in
+        [filters::DATA_TESTS, search::DATA_TESTS, golden::TESTS, training::DATA_TESTS, real::TESTS, evaluation::DATA_TESTS].concat()
+    {
         let folder = data.clone();
         let trial = Trial::test(name, move || run(|| test(&Sandbox::new(), folder.as_deref().expect("ignored without data"))));
         trials.push(trial.with_ignored_flag(data.is_none()));

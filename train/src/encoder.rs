@@ -59,7 +59,13 @@ impl Encoder {
 
     /// Pixels `[size, size, 3]` as in evaluation: resized and centre-cropped.
     pub fn preprocess(&self, bytes: &[u8]) -> Result<Vec<u8>> {
-        image::resize_center_crop(&image::decode(bytes)?, self.model.config.vision_cfg.image_size)
+        self.preprocessor()(bytes)
+    }
+
+    /// `preprocess` for other threads, while the encoder is at work.
+    pub fn preprocessor(&self) -> impl Fn(&[u8]) -> Result<Vec<u8>> + Send + Sync + use<> {
+        let size = self.model.config.vision_cfg.image_size;
+        move |bytes| image::resize_center_crop(&image::decode(bytes)?, size)
     }
 
     /// `[n, embed_dim]`, not normalised, from the pixels of `preprocess`.

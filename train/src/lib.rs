@@ -23,6 +23,7 @@ mod saved;
 pub mod step;
 pub mod text;
 
+pub use backend::inner_products;
 pub use checkpoint::{CONFIG_FILE, Checkpoint, WEIGHTS_FILE};
 pub use config::{ModelConfig, OpenClipConfig, PreprocessConfig, TextConfig, VisionConfig};
 pub use encoder::{Encoder, normalize_rows};

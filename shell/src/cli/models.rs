@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use train::loader::Shuffle;
 
 use super::{Queries, parse_bytes, parse_param};
@@ -103,13 +103,89 @@ pub(crate) struct Encode {
 #[derive(Debug, Args)]
 pub(crate) struct Eval {
     /// A run's folder, any with open_clip_config.json and weights, or open_clip's .pt
-    pub checkpoint: PathBuf,
-    /// The folder that holds wds_*_test
+    #[arg(required_unless_present = "list")]
+    pub checkpoint: Option<PathBuf>,
+    /// The folder that holds wds_*_test, hf_cache and sets of your own
     #[arg(long)]
     pub data: PathBuf,
     /// Where eval_results.jsonl goes, by default into the checkpoint's folder
     #[arg(short, long)]
     pub output: Option<PathBuf>,
+    /// These alone, by key or name
+    #[arg(long, value_name = "TASK,...", value_delimiter = ',')]
+    pub tasks: Vec<String>,
+    /// Say which sets the folder holds, and stop
+    #[arg(long)]
+    pub list: bool,
+    /// Evaluate again what has results, and forget those of another checkpoint
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Write predictions/TASK.csv of classifications: label, best classes and logits of each sample
+    #[arg(long)]
+    pub predictions: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Report {
+    /// Runs, other folders with results, or folders of these
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+    /// By default that which the output's name ends in, or text
+    #[arg(long, value_enum)]
+    pub format: Option<ReportFormat>,
+    /// Write to a file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// The run that differences are taken from, by its name; the first if it is not given
+    #[arg(long, value_name = "RUN")]
+    pub against: Option<String>,
+    /// Write what DataComp's leaderboard asks for into this folder
+    #[arg(long, value_name = "DIR")]
+    pub submission: Option<PathBuf>,
+    #[command(flatten)]
+    pub submit: Submit,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "With --submission")]
+pub(crate) struct Submit {
+    #[arg(long, value_parser = ["filtering", "byod"], requires = "submission")]
+    pub track: Option<String>,
+    /// The method's name on the leaderboard
+    #[arg(long, requires = "submission")]
+    pub method: Option<String>,
+    /// Names of the authors
+    #[arg(long, requires = "submission")]
+    pub author: Option<String>,
+    #[arg(long, requires = "submission")]
+    pub email: Option<String>,
+    /// A link to a paper or a page
+    #[arg(long, requires = "submission")]
+    pub writeup: Option<String>,
+    /// Of the repository on Hugging Face that the files go to
+    #[arg(long, requires = "submission")]
+    pub hf_username: Option<String>,
+    #[arg(long, requires = "submission")]
+    pub hf_repo: Option<String>,
+    /// The uids trained on, where the run's folder has no subset.npy
+    #[arg(long, value_name = "FILE.npy", requires = "submission")]
+    pub samples: Option<PathBuf>,
+    /// Put the weights in, too
+    #[arg(long, requires = "submission")]
+    pub checkpoint: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReportFormat {
+    /// For people
+    Text,
+    /// A line a run with everything, unrounded
+    Csv,
+    Markdown,
+    /// Tables with booktabs
+    Latex,
+    /// One page with plots, which needs no other file
+    Html,
 }
 
 /// `full` or `blocks:N`.

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use eval::TaskResult;
+use eval::{Aggregate, EvalSet, Event, Found, TaskResult, scored};
 use storage::Pool;
 use storage::records::{self, Eval};
 use tokio::runtime::Runtime;
@@ -10,33 +10,136 @@ use super::{absolute, open_encoder};
 use crate::cli;
 use crate::format::{pipe_table, print};
 use crate::progress::Meter;
-use crate::{Result, STOP};
+use crate::{Error, Result, STOP};
 
 pub(crate) fn run(args: cli::Eval, runtime: &Runtime) -> Result<()> {
-    let mut encoder = open_encoder(&args.checkpoint)?;
-    let (sets, others) = eval::find(&args.data)?;
-    if !others.is_empty() {
-        crate::note!("not evaluated, for want of their metric: {}", others.join(", "));
+    let mut found = eval::find(&args.data)?;
+    say_what_is_there(&found);
+    let sets = match args.tasks.is_empty() {
+        true => std::mem::take(&mut found.sets),
+        false => chosen(std::mem::take(&mut found.sets), &args.tasks)?,
+    };
+    if args.list {
+        return print(&listing(&sets));
     }
-    if sets.is_empty() {
-        return Err(eval::Error::NoSets { path: args.data }.into());
-    }
-    let out = args.output.as_deref().unwrap_or(&args.checkpoint);
+    let Some(checkpoint) = &args.checkpoint else {
+        return Err(Error::Usage { message: "a checkpoint is needed".into(), hint: "tarn eval RUN --data DIR, or --list" });
+    };
+    let mut encoder = open_encoder(checkpoint)?;
+    let out =
+        args.output.as_deref().unwrap_or(if checkpoint.is_dir() { checkpoint } else { checkpoint.parent().unwrap_or(Path::new(".")) });
     let meter = Meter::new("eval");
-    let results = eval::evaluate(&mut encoder, &sets, out, &STOP, &|progress| meter.show(progress));
+    let mut failed: Vec<String> = found.broken.iter().map(|(path, _)| path.display().to_string()).collect();
+    let failures = std::sync::Mutex::new(&mut failed);
+    let on_event = |event: Event| {
+        meter.suspend(|| match event {
+            Event::Known(result) => crate::note!("{}: {}, as evaluated before", result.dataset, score(result)),
+            Event::Done(result, unreadable) => {
+                crate::note!("{}: {} ({} samples, {:.1} s)", result.dataset, score(result), result.samples, result.seconds);
+                if let Some(first) = unreadable.first.as_ref().filter(|_| result.unreadable > 0) {
+                    crate::note!("{}: {} samples are left out, an image cannot be read: {first}", result.dataset, result.unreadable);
+                }
+            }
+            Event::Failed(set, e) => {
+                crate::note!("{}: not evaluated: {e}", set.task.name);
+                e.hint().iter().for_each(|hint| crate::note!("hint: {hint}"));
+                failures.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(set.task.name.clone());
+            }
+        });
+    };
+    let options = eval::Options { overwrite: args.overwrite, predictions: args.predictions };
+    let results = eval::evaluate(&mut encoder, &sets, out, options, &STOP, &|progress| meter.show(progress), &on_event);
     meter.finish();
     let results = results?;
-    let cell = |result: &TaskResult, metric: &str| result.metrics.get(metric).map_or("-".to_string(), |value| format!("{value:.4}"));
-    let header = ["task", "images", "accuracy", "accuracy at 5", "mean per-class recall"].map(str::to_string);
-    let rows: Vec<Vec<String>> = results
-        .iter()
-        .map(|r| vec![r.dataset.clone(), r.samples.to_string(), cell(r, "acc1"), cell(r, "acc5"), cell(r, "mean_per_class_recall")])
-        .collect();
-    print(&pipe_table(&header, &rows))?;
-    for r in results.iter().filter(|r| r.unreadable > 0) {
-        crate::note!("{}: {} images could not be read", r.dataset, r.unreadable);
+    print(&table(&results))?;
+    say_aggregates(&results);
+    if args.output.is_none() {
+        record(checkpoint, &results, runtime)?;
     }
-    record(&args.checkpoint, &results, runtime)
+    match failed.is_empty() {
+        true => Ok(()),
+        false => Err(Error::NotEvaluated { sets: failed }),
+    }
+}
+
+fn say_what_is_there(found: &Found) {
+    let missing: Vec<&str> = found.missing.iter().filter(|task| task.metric.is_some()).map(|task| task.name.as_str()).collect();
+    let others: Vec<&str> = found.sets.iter().filter(|set| !set.listed).map(|set| set.task.name.as_str()).collect();
+    let of_38 = found.of_38();
+    if of_38 > 0 {
+        crate::note!("{of_38} of DataComp's 38 tasks are there{}", if of_38 == 38 { "" } else { ": there will be no average over 38" });
+        if !missing.is_empty() {
+            crate::note!("missing: {}", missing.join(", "));
+        }
+    }
+    if !others.is_empty() {
+        crate::note!("not of DataComp's list, reported apart: {}", others.join(", "));
+    }
+    for path in &found.doubled {
+        crate::note!("{} is passed over: another folder holds this task", path.display());
+    }
+    for (path, e) in &found.broken {
+        crate::note!("{} cannot be evaluated: {e}", path.display());
+    }
+}
+
+/// The sets of these keys or names, in their order.
+fn chosen(sets: Vec<EvalSet>, names: &[String]) -> Result<Vec<EvalSet>> {
+    let is = |set: &EvalSet, name: &String| set.task.key == *name || set.task.name.eq_ignore_ascii_case(name);
+    if let Some(name) = names.iter().find(|name| !sets.iter().any(|set| is(set, name))) {
+        let known = sets.iter().flat_map(|set| [set.task.key.as_str(), set.task.name.as_str()]);
+        let near = storage::closest(name, known).map(|near| format!(", did you mean '{near}'?")).unwrap_or_default();
+        let message = format!("no task here is named '{name}'{near}");
+        return Err(Error::Usage { message, hint: "tarn eval --data DIR --list shows what is there" });
+    }
+    Ok(sets.into_iter().filter(|set| names.iter().any(|name| is(set, name))).collect())
+}
+
+fn listing(sets: &[EvalSet]) -> String {
+    let header = ["key", "name", "kind", "main metric", "classes", "folder"].map(str::to_string);
+    let rows: Vec<Vec<String>> = sets
+        .iter()
+        .map(|set| {
+            let kind = format!("{:?}", set.task.kind).to_lowercase();
+            let classes = if set.classnames.is_empty() { "-".into() } else { set.classnames.len().to_string() };
+            let metric = set.task.metric.clone().unwrap_or("-".into());
+            vec![set.task.key.clone(), set.task.name.clone(), kind, metric, classes, set.folder.display().to_string()]
+        })
+        .collect();
+    pipe_table(&header, &rows)
+}
+
+fn score(result: &TaskResult) -> String {
+    match (&result.metric, result.score()) {
+        (Some(metric), Some(score)) => format!("{metric} {score:.4}"),
+        (Some(metric), None) => format!("{metric} of nothing"),
+        (None, _) => "no main metric".to_string(),
+    }
+}
+
+fn table(results: &[TaskResult]) -> String {
+    let header = ["task", "samples", "main metric", "score", "chance"].map(str::to_string);
+    let cell = |value: Option<f64>| value.map_or("-".to_string(), |value| format!("{value:.4}"));
+    let row = |r: &TaskResult| {
+        let metric = r.metric.clone().unwrap_or("-".into());
+        vec![r.dataset.clone(), r.samples.to_string(), metric, cell(r.score()), cell(r.random)]
+    };
+    pipe_table(&header, &results.iter().map(row).collect::<Vec<_>>())
+}
+
+/// Those of DataComp that can be had, and the mean of what is there under its own name.
+fn say_aggregates(results: &[TaskResult]) {
+    let score = |key: &str| results.iter().find(|result| result.key == key).and_then(TaskResult::score);
+    for aggregate in Aggregate::ALL {
+        if let Some(value) = aggregate.of(|task| score(&task.key)) {
+            crate::note!("{}: {value:.4} (chance {:.4})", aggregate.name(), aggregate.chance().unwrap_or(f64::NAN));
+        }
+    }
+    let scores: Vec<f64> = scored().filter_map(|task| score(&task.key)).collect();
+    if !scores.is_empty() && scores.len() < 38 {
+        let mean = scores.iter().sum::<f64>() / scores.len() as f64;
+        crate::note!("mean of {} of the 38 tasks: {mean:.4}; there is no average over 38", scores.len());
+    }
 }
 
 /// A run of a pool that is still there leaves its scores in that pool's table `evals`.
@@ -49,18 +152,19 @@ fn record(checkpoint: &Path, results: &[TaskResult], runtime: &Runtime) -> Resul
         crate::note!("the pool {} is not there, its table evals gets no rows", run.pool);
         return Ok(());
     };
-    let name = absolute(&checkpoint.display().to_string());
-    let rows: Vec<Eval> = results
-        .iter()
-        .map(|r| Eval {
-            run: name.clone(),
-            filter: run.receipt.filter.clone(),
-            task: r.key.clone(),
-            metric: r.main_metric.clone(),
-            value: r.score(),
-            samples: r.samples as i64,
-            metrics: serde_json::to_string(&r.metrics).expect("metrics are plain data"),
-        })
-        .collect();
-    Ok(runtime.block_on(records::write_evals(&pool, &rows))?)
+    Ok(runtime.block_on(records::write_evals(&pool, &rows(checkpoint, &run, results)))?)
+}
+
+pub(crate) fn rows(folder: &Path, run: &Run, results: &[TaskResult]) -> Vec<Eval> {
+    let name = absolute(&folder.display().to_string());
+    let row = |r: &TaskResult| Eval {
+        run: name.clone(),
+        filter: run.receipt.filter.clone(),
+        task: r.key.clone(),
+        metric: r.metric.clone(),
+        value: r.score(),
+        samples: r.samples as i64,
+        metrics: serde_json::to_string(&r.metrics).expect("metrics are plain data"),
+    };
+    results.iter().map(row).collect()
 }

@@ -38,7 +38,7 @@ pub(crate) fn run(command: Command, runtime: &Runtime) -> Result<()> {
         Command::Embed(args) => embed::run(args, runtime),
         Command::Encode(args) => encode::run(args),
         Command::Eval(args) => eval::run(args, runtime),
-        Command::Report(args) => report::run(args),
+        Command::Report(args) => report::run(args, runtime),
         Command::Export(args) => export::run(args, runtime),
         Command::Verify(args) => verify::run(args, runtime),
         Command::Tag(args) => versions::tag(args, runtime),

@@ -1,12 +1,68 @@
-use crate::Result;
-use crate::cli;
-use crate::format::{pipe_table, print};
+use std::path::Path;
 
-pub(crate) fn run(args: cli::Report) -> Result<()> {
-    let table = eval::report(&args.runs)?;
-    print(&pipe_table(&table.header, &table.rows))?;
-    for note in &table.notes {
+use eval::report::{Report, Submission, Table, html, report, submit};
+use tokio::runtime::Runtime;
+
+use crate::cli::{self, ReportFormat};
+use crate::format::{pipe_table, print};
+use crate::{Error, Result};
+
+pub(crate) fn run(args: cli::Report, _runtime: &Runtime) -> Result<()> {
+    let report = report(&args.runs, args.against.as_deref())?;
+    for note in &report.notes {
         crate::note!("{note}");
+    }
+    if let Some(out) = &args.submission {
+        return submission(&args, &report, out);
+    }
+    let ending = args.output.as_deref().and_then(Path::extension).and_then(|ending| ending.to_str());
+    let format = args.format.unwrap_or(match ending {
+        Some("html") => ReportFormat::Html,
+        Some("csv") => ReportFormat::Csv,
+        Some("md") => ReportFormat::Markdown,
+        Some("tex") => ReportFormat::Latex,
+        _ => ReportFormat::Text,
+    });
+    let text = match format {
+        ReportFormat::Text => tables(&report, |table| pipe_table(&table.header, &table.texts())),
+        ReportFormat::Csv => report.csv(),
+        ReportFormat::Markdown => tables(&report, Table::markdown),
+        ReportFormat::Latex => tables(&report, Table::latex),
+        ReportFormat::Html => html(&report),
+    };
+    match &args.output {
+        Some(path) => std::fs::write(path, text).map_err(Error::io(path)),
+        None => print(&text),
+    }
+}
+
+fn tables(report: &Report, text: impl Fn(&Table) -> String) -> String {
+    report.tables().map(text).collect::<Vec<_>>().join("\n")
+}
+
+fn submission(args: &cli::Report, report: &Report, out: &Path) -> Result<()> {
+    let [run] = report.runs.as_slice() else {
+        let message = format!("a submission is of one run, got {}", report.runs.len());
+        return Err(Error::Usage { message, hint: "tarn report RUN --submission DIR --method NAME ..." });
+    };
+    let a = &args.submit;
+    let needed = |value: &Option<String>, flag: &'static str| {
+        let message = format!("a submission needs {flag}");
+        value.clone().ok_or(Error::Usage { message, hint: "tarn report RUN --submission DIR --track filtering --method NAME --author NAMES --email ADDRESS --hf-username NAME --hf-repo NAME" })
+    };
+    let submission = Submission {
+        track: needed(&a.track, "--track")?,
+        method: needed(&a.method, "--method")?,
+        author: needed(&a.author, "--author")?,
+        email: needed(&a.email, "--email")?,
+        writeup: a.writeup.clone(),
+        hf_username: needed(&a.hf_username, "--hf-username")?,
+        hf_repo: needed(&a.hf_repo, "--hf-repo")?,
+        samples: a.samples.clone(),
+        checkpoint: a.checkpoint,
+    };
+    for path in submit(run, &submission, out)? {
+        crate::note!("{}", path.display());
     }
     Ok(())
 }

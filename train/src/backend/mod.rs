@@ -2,8 +2,8 @@
 
 mod cpu;
 
-pub use cpu::Cpu;
 pub(crate) use cpu::vectorized;
+pub use cpu::{Cpu, inner_products};
 
 /// A range of float32 values in a backend's memory: a device pointer with its length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

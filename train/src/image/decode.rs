@@ -1,10 +1,7 @@
 use std::io::Cursor;
 
 use image::{DynamicImage, ImageReader, Limits, RgbImage};
-use zune_core::bytestream::ZCursor;
-use zune_core::colorspace::ColorSpace;
-use zune_core::options::DecoderOptions;
-use zune_jpeg::JpegDecoder;
+use libjpeg_turbo_rs::{Decoder, PixelFormat};
 
 use super::MAX_SIDE;
 use crate::{Error, Result};
@@ -28,16 +25,16 @@ fn jpeg(bytes: &[u8]) -> Result<RgbImage, String> {
     if !is_whole(bytes) {
         return Err(format!("the JPEG breaks off after {} bytes", bytes.len()));
     }
-    let side = MAX_SIDE as usize;
-    let options = DecoderOptions::default().jpeg_set_out_colorspace(ColorSpace::RGB).set_max_width(side).set_max_height(side);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-    decoder.decode_headers().map_err(|e| e.to_string())?;
-    let (width, height) = decoder.dimensions().ok_or("no size")?;
-    if width * height > MAX_PIXELS {
-        return Err(format!("{width}x{height} is more than {MAX_PIXELS} pixels"));
+    let mut decoder = Decoder::new(bytes).map_err(|e| e.to_string())?;
+    let (width, height) = (u32::from(decoder.header().width), u32::from(decoder.header().height));
+    if width.max(height) > MAX_SIDE || width as usize * height as usize > MAX_PIXELS {
+        return Err(format!("{width}x{height} is more than {MAX_PIXELS} pixels, or than {MAX_SIDE} on a side"));
     }
-    let pixels = decoder.decode().map_err(|e| e.to_string())?;
-    RgbImage::from_raw(width as u32, height as u32, pixels).ok_or_else(|| "another size than its header says".to_string())
+    // As libjpeg does with bits that have flipped: it goes on behind them.
+    decoder.set_lenient(true);
+    decoder.set_output_format(PixelFormat::Rgb);
+    let pixels = decoder.decode_image().map_err(|e| e.to_string())?.data;
+    RgbImage::from_raw(width, height, pixels).ok_or_else(|| "another size than its header says".to_string())
 }
 
 /// Whether an end marker follows the first scan. Headers, where thumbnails have such markers too, are stepped over.

@@ -62,3 +62,12 @@ pub fn matmul(
         );
     }
 }
+
+/// The inner products `[n, m]` of `a[n, dim]` and `b[m, dim]`, on all cores.
+pub fn inner_products(a: &[f32], b: &[f32], dim: usize) -> Vec<f32> {
+    let (n, m) = (a.len() / dim, b.len() / dim);
+    let mut out = vec![0.0; n * m];
+    let (out_rows, rows) = (Strides::rows_of(m), Strides::rows_of(dim));
+    matmul((n, m, dim), (&mut out, out_rows), (a, rows), (b, rows.transposed()), false, 1.0, gemm::Parallelism::Rayon(0));
+    out
+}

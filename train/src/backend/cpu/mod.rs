@@ -10,6 +10,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{Activation, AdamW, AdamWState, Attention, Backend, Epilogue, Gemm, LayerNormGrads, LossGrads, Span};
+pub use matmul::inner_products;
 use matmul::{Strides, matmul};
 use memory::Memory;
 pub(crate) use vector::vectorized;
