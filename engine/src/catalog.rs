@@ -24,8 +24,11 @@ pub(crate) async fn register(context: &SessionContext, pool: &Pool) -> crate::Re
             context.register_table(table.name(), Arc::new(provider)).map_err(wrap)?;
         }
     }
-    let dataset = pool.require(Table::Pool).await?;
-    let table = indexes(&index::indexes_of(&dataset).await?).map_err(wrap)?;
+    let listed = match pool.dataset(Table::Pool).await? {
+        Some(dataset) => index::indexes_of(&dataset).await?,
+        None => Vec::new(),
+    };
+    let table = indexes(&listed).map_err(wrap)?;
     context.deregister_table(INDEXES).map_err(wrap)?;
     context.register_table(INDEXES, Arc::new(table)).map_err(wrap)?;
     Ok(())

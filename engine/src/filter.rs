@@ -7,9 +7,10 @@ use datafusion::scalar::ScalarValue;
 use crate::{Error, Result};
 
 /// The filters inside the program, under DataComp's own names.
-const SHIPPED: [(&str, &str); 13] = [
+const SHIPPED: [(&str, &str); 14] = [
     ("basic_filter", include_str!("../filters/basic_filter.sql")),
     ("clip_score", include_str!("../filters/clip_score.sql")),
+    ("decontaminated", include_str!("../filters/decontaminated.sql")),
     ("dedup_exact", include_str!("../filters/dedup_exact.sql")),
     ("dedup_near", include_str!("../filters/dedup_near.sql")),
     ("image_based", include_str!("../filters/image_based.sql")),

@@ -37,7 +37,8 @@ impl Uses {
                 uses.computed.extend(of_filters.filter(|field| Computed::of_field(field).is_some()).map(|field| field.name().clone()));
             }
             if let LogicalPlan::Extension(extension) = node {
-                uses.hashes |= extension.node.name() == crate::tables::NEAR_DUPLICATES.name;
+                let of_hashes = [crate::tables::NEAR_DUPLICATES.name, crate::tables::NEAR_EVAL_IMAGES.name];
+                uses.hashes |= of_hashes.contains(&extension.node.name());
             }
             node.apply_expressions(|expr| {
                 expr.apply(|expr| {

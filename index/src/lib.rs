@@ -32,7 +32,7 @@ pub use indexes::{Effort, IndexInfo, NewIndex, create_index, drop_index, indexes
 pub use kind::{KINDS, Kind};
 pub use kmeans::{Clusters, KMeans, Start, kmeans};
 pub use metric::{Distance, Metric, as_fixed, check_queries, measure};
-pub use near::{NearDuplicate, near_duplicates};
+pub use near::{NearDuplicate, NearEvalImage, near_duplicates, near_eval_images};
 pub use search::Searcher;
 pub use set::VectorSet;
 pub use stop::Stop;

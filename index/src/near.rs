@@ -38,27 +38,84 @@ pub fn near_duplicates<'a>(pool: &'a Pool, threshold: u32, keep: Option<&'a str>
     .boxed()
 }
 
-/// Images `(uid, hash)` in the order of their uids, looked at in the order given. Of hashes that differ in at most t bits
-/// one of t + 1 parts is the same: those kept are found by their parts.
+/// Images `(uid, hash)` in the order of their uids, looked at in the order given.
 fn among(images: &[(Uid, u64)], order: &[u32], threshold: u32) -> Vec<NearDuplicate> {
-    let parts = threshold.min(63) + 1;
-    let part = |hash: u64, i: u32| {
-        let (from, to) = (64 * i / parts, 64 * (i + 1) / parts);
-        (hash >> from) & (u64::MAX >> (64 - (to - from)))
-    };
-    let mut kept: Vec<HashMap<u64, Vec<u32>>> = vec![HashMap::new(); parts as usize];
+    let mut kept = Parts::new(threshold);
     let mut found = Vec::new();
     for &i in order {
         let (uid, hash) = images[i as usize];
-        let near = (0..parts).filter_map(|p| kept[p as usize].get(&part(hash, p))).flatten();
-        let nearest = near.map(|&k| ((images[k as usize].1 ^ hash).count_ones(), k)).filter(|(d, _)| *d <= threshold).min();
-        match nearest {
+        match kept.nearest(hash, |k| images[k as usize].1) {
             Some((distance, k)) => found.push(NearDuplicate { uid, like: images[k as usize].0, distance }),
-            None => (0..parts).for_each(|p| kept[p as usize].entry(part(hash, p)).or_default().push(i)),
+            None => kept.add(hash, i),
         }
     }
     found.sort_unstable_by_key(|duplicate| duplicate.uid);
     found
+}
+
+/// An image of the pool that looks like one of an evaluation set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NearEvalImage {
+    pub uid: Uid,
+    pub task: String,
+    pub sample: String,
+    pub distance: u32,
+}
+
+/// The images whose hash differs in at most `threshold` bits from that of an evaluation image, each with the nearest, of
+/// equals the first; in the order of their uids. Memory: 24 bytes an image and some 100 an evaluation image.
+pub fn near_eval_images(pool: &Pool, threshold: u32) -> BoxFuture<'_, Result<Vec<NearEvalImage>>> {
+    async move {
+        let missing = hashes::missing(pool).await?;
+        if missing > 0 {
+            return Err(Error::HashesMissing { images: missing });
+        }
+        let known = pool.read_eval_hashes().await?;
+        let images = hashes::read_hashes(pool).await?;
+        let search = move || {
+            let mut parts = Parts::new(threshold);
+            known.iter().enumerate().for_each(|(i, image)| parts.add(image.hash, i as u32));
+            let near = |(uid, hash): (Uid, u64)| {
+                let (distance, at) = parts.nearest(hash, |i| known[i as usize].hash)?;
+                let image = &known[at as usize];
+                Some(NearEvalImage { uid, task: image.task.clone(), sample: image.sample.clone(), distance })
+            };
+            images.into_iter().filter_map(near).collect()
+        };
+        tokio::task::spawn_blocking(search).await.map_err(crate::indexes::joined)
+    }
+    .boxed()
+}
+
+/// Hashes by their parts: of two that differ in at most t bits one of t + 1 parts is the same.
+struct Parts {
+    threshold: u32,
+    by_part: Vec<HashMap<u64, Vec<u32>>>,
+}
+
+impl Parts {
+    fn new(threshold: u32) -> Parts {
+        Parts { threshold, by_part: vec![HashMap::new(); threshold.min(63) as usize + 1] }
+    }
+
+    fn part(&self, hash: u64, i: usize) -> u64 {
+        let (parts, i) = (self.by_part.len() as u32, i as u32);
+        let (from, to) = (64 * i / parts, 64 * (i + 1) / parts);
+        (hash >> from) & (u64::MAX >> (64 - (to - from)))
+    }
+
+    fn add(&mut self, hash: u64, id: u32) {
+        for i in 0..self.by_part.len() {
+            let part = self.part(hash, i);
+            self.by_part[i].entry(part).or_default().push(id);
+        }
+    }
+
+    /// The distance and id of the nearest, of equals the least.
+    fn nearest(&self, hash: u64, hash_of: impl Fn(u32) -> u64) -> Option<(u32, u32)> {
+        let near = self.by_part.iter().enumerate().filter_map(|(i, by_part)| by_part.get(&self.part(hash, i))).flatten();
+        near.map(|&id| ((hash_of(id) ^ hash).count_ones(), id)).filter(|(distance, _)| *distance <= self.threshold).min()
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 mod models;
 
-pub(crate) use models::{Embed, Encode, Eval, Report, ReportFormat, Train};
+pub(crate) use models::{Embed, Encode, Eval, EvalImages, Report, ReportFormat, Train};
 
 /// An embedded columnar store and query engine for image-text pools: choose data by SQL, train CLIP on the answer,
 /// evaluate it.
@@ -33,8 +33,10 @@ pub(crate) enum Command {
     Encode(Encode),
     /// Evaluate a checkpoint zero-shot
     Eval(Eval),
-    /// Lay the scores of runs side by side
+    /// Lay the scores of runs side by side, for the terminal, a paper or a browser
     Report(Report),
+    /// Remember the images of evaluation sets, to find them in the pool
+    EvalImages(EvalImages),
     /// Write a subset as shards, as parquet, or as what a downloader asks for
     Export(Export),
     /// Check a pool's integrity; leaves with 1 if something is wrong

@@ -126,7 +126,7 @@ pub(crate) fn of_dataset(dataset: &Dataset) -> Vec<Computed> {
 impl Pool {
     /// The computed columns of `pool`.
     pub fn computed(&self) -> BoxFuture<'_, Result<Vec<Computed>>> {
-        async move { Ok(of_dataset(&*self.require(Table::Pool).await?)) }.boxed()
+        async move { Ok(self.dataset(Table::Pool).await?.map(|dataset| of_dataset(&dataset)).unwrap_or_default()) }.boxed()
     }
 
     /// Adds a computed column, or goes on with one of the same expression, and fills it wherever it is missing; commits

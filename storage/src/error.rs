@@ -6,6 +6,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    #[error("{pool} has no table eval_images")]
+    NoEvalImages { pool: String },
     #[error("no pool at {path}")]
     PoolMissing { path: String },
     #[error("{path} is not a pool: it holds no pool.lance")]
@@ -109,6 +111,7 @@ impl Error {
             Error::PoolMissing { path } | Error::NotAPool { path } => {
                 format!("make one with: tarn ingest {path} SOURCE...")
             }
+            Error::NoEvalImages { pool } => format!("make it: tarn eval-images {pool} --data DIR"),
             Error::TagExists { name } => format!("choose another name, or move it: tarn tag POOL {name} --force"),
             Error::OutputNotEmpty { .. } => "choose another folder".into(),
             Error::OutputExists { .. } => "choose another folder, or add --overwrite".into(),

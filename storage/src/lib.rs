@@ -8,6 +8,7 @@ mod blur;
 mod commit;
 mod computed;
 mod error;
+mod eval_images;
 pub mod export;
 pub mod hashes;
 pub mod images;
@@ -31,6 +32,7 @@ mod versions;
 
 pub use computed::{Compute, Computed, is_computed};
 pub use error::{Error, Result, closest};
+pub use eval_images::{EvalHash, eval_images_schema};
 pub use lock::Lock;
 pub use pool::{Pool, Table};
 pub use receipt::Receipt;

@@ -33,10 +33,12 @@ pub enum Table {
     Runs,
     Evals,
     Vectors,
+    EvalImages,
 }
 
 impl Table {
-    pub const ALL: [Table; 7] = [Table::Pool, Table::Images, Table::Ledger, Table::Rejects, Table::Runs, Table::Evals, Table::Vectors];
+    pub const ALL: [Table; 8] =
+        [Table::Pool, Table::Images, Table::Ledger, Table::Rejects, Table::Runs, Table::Evals, Table::Vectors, Table::EvalImages];
 
     /// Its name in SQL; the dataset is `NAME.lance`.
     pub fn name(self) -> &'static str {
@@ -48,6 +50,7 @@ impl Table {
             Table::Runs => "runs",
             Table::Evals => "evals",
             Table::Vectors => "vectors",
+            Table::EvalImages => "eval_images",
         }
     }
 }
@@ -158,6 +161,14 @@ impl Pool {
             }
         };
         Ok(written.map_err(Error::lance(uri))?.version().version)
+    }
+
+    /// Writes everything that `batches` yields in place of what the table holds, as one version.
+    pub(crate) async fn replace(&self, table: Table, batches: Box<dyn RecordBatchReader + Send>) -> Result<()> {
+        let uri = self.uri(table);
+        let params = WriteParams { mode: WriteMode::Overwrite, session: Some(self.session.clone()), ..WriteParams::default() };
+        InsertBuilder::new(&uri).with_params(&params).execute_stream(batches).await.map_err(Error::lance(uri))?;
+        Ok(())
     }
 
     /// An error if `add_columns` would refuse a column of this schema, before the work is done.

@@ -10,6 +10,7 @@ mod gradients;
 mod path;
 mod plain;
 mod real;
+mod reports;
 mod s3;
 mod search;
 mod source;
@@ -27,9 +28,18 @@ fn main() {
         eprintln!("TARN_TEST_DATA is not set: tests on real data are skipped");
     }
     let mut trials = Vec::new();
-    for (name, test) in
-        [cli::TESTS, filters::TESTS, search::TESTS, storage::TESTS, path::TESTS, gradients::TESTS, training::TESTS, evaluation::TESTS]
-            .concat()
+    for (name, test) in [
+        cli::TESTS,
+        filters::TESTS,
+        search::TESTS,
+        storage::TESTS,
+        path::TESTS,
+        gradients::TESTS,
+        training::TESTS,
+        evaluation::TESTS,
+        reports::TESTS,
+    ]
+    .concat()
     {
         trials.push(Trial::test(name, move || run(|| test(&Sandbox::new()))));
     }

@@ -30,5 +30,5 @@ pub use encoder::{Encoder, normalize_rows};
 pub use error::{Error, Result};
 pub use plan::Plan;
 pub use recipe::{Recipe, SCALES};
-pub use run::{Event, RUN_FILE, Run, StepReport, train};
+pub use run::{Data, Event, RUN_FILE, Run, SUBSET_FILE, StepReport, train};
 pub use text::Tokenizer;

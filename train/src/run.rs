@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use storage::{Missing, Receipt, Samples};
+use storage::{Missing, Receipt, Samples, Subset};
 
 use crate::backend::{Backend, Cpu};
 use crate::checkpoint::{write_model, write_whole};
@@ -68,6 +68,8 @@ pub struct StepReport {
 }
 
 pub const RUN_FILE: &str = "run.json";
+/// The subset that a run was trained on.
+pub const SUBSET_FILE: &str = "subset.npy";
 const SAMPLES_FILE: &str = "samples.parquet";
 
 /// Besides those that stay, a checkpoint to go on from is written now and then, and replaced by the next.
@@ -96,19 +98,22 @@ pub enum Event<'a> {
     Step(StepReport),
 }
 
-/// Trains on `samples` and writes `out`: the checkpoint, those on the way, `metrics.jsonl`, `receipt.json` and
-/// `run.json`. Call it inside a tokio runtime; it blocks. `stop` ends it soon, with a checkpoint and an error; other
+/// What a run is trained on, and where it comes from.
+pub struct Data {
+    pub subset: Subset,
+    pub samples: Samples,
+    pub missing: Missing,
+    pub receipt: Receipt,
+}
+
+/// Trains on `data` and writes `out`: the checkpoint, those on the way, `metrics.jsonl`, `subset.npy`,
+/// `receipt.json` and `run.json`. Call it inside a tokio runtime; it blocks. `stop` ends it soon, with a checkpoint and an error; other
 /// errors leave a checkpoint too, but for a loss that is not finite.
-pub fn train(
-    samples: Samples,
-    missing: Missing,
-    receipt: Receipt,
-    plan: &Plan,
-    out: &Path,
-    stop: &AtomicBool,
-    on_event: &dyn Fn(Event),
-) -> Result<Run> {
+pub fn train(data: Data, plan: &Plan, out: &Path, stop: &AtomicBool, on_event: &dyn Fn(Event)) -> Result<Run> {
+    let Data { subset, samples, missing, receipt } = data;
     let mut training = Training::start(samples, &receipt, plan, out, on_event)?;
+    subset.write(&out.join(SUBSET_FILE))?;
+    drop(subset);
     match training.steps(stop, on_event) {
         Ok(()) => training.finish(missing, receipt),
         Err(diverged @ Error::Diverged { .. }) => Err(diverged),

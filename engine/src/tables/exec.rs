@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, RwLock};
 
-use arrow::array::{Array, ArrayRef, AsArray, FixedSizeBinaryArray, Float32Array, Int32Array, RecordBatch};
+use arrow::array::{Array, ArrayRef, AsArray, FixedSizeBinaryArray, Float32Array, Int32Array, RecordBatch, StringArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float32Type, UInt64Type};
 use datafusion::common::{Column, DataFusionError, Result, exec_err, plan_err};
@@ -117,6 +117,10 @@ impl TablePlanner {
                 let threshold = values.real("threshold")?.unwrap_or(0.95);
                 Work::Semantic { set: self.sets.load(&name).await.map_err(external)?, threshold, keep }
             }
+            "near_eval_images" => {
+                let pool = self.reads.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+                Work::NearEvalImages { pool, threshold: values.count("threshold")?.unwrap_or(4) as u32 }
+            }
             _ => {
                 let pool = self.reads.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
                 let keep = values.text("keep")?;
@@ -220,6 +224,7 @@ enum Work {
     NegClipLoss(ClipLoss),
     Semantic { set: Arc<VectorSet>, threshold: f32, keep: String },
     Near { pool: Pool, threshold: u32, keep: Option<String> },
+    NearEvalImages { pool: Pool, threshold: u32 },
 }
 
 struct CallExec {
@@ -347,6 +352,17 @@ async fn run(work: Work, rows: Option<Arc<Rows>>, out: Out, stop: Stop) -> Resul
             let distances: ArrayRef = Arc::new(Int32Array::from_iter_values(found.iter().map(|d| d.distance as i32)));
             let addresses = vec![0; found.len()];
             out.rows(&addresses, &[uids(&|d| d.uid)?, uids(&|d| d.like)?, distances]).await
+        }
+        Work::NearEvalImages { pool, threshold } => {
+            let found = index::near_eval_images(&pool, threshold).await.map_err(external)?;
+            if found.is_empty() {
+                return Ok(());
+            }
+            let uids: ArrayRef = Arc::new(FixedSizeBinaryArray::try_from_iter(found.iter().map(|image| image.uid.0))?);
+            let tasks: ArrayRef = Arc::new(StringArray::from_iter_values(found.iter().map(|image| &image.task)));
+            let samples: ArrayRef = Arc::new(StringArray::from_iter_values(found.iter().map(|image| &image.sample)));
+            let distances: ArrayRef = Arc::new(Int32Array::from_iter_values(found.iter().map(|image| image.distance as i32)));
+            out.rows(&vec![0; found.len()], &[uids, tasks, samples, distances]).await
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Table functions that give rows of the pool with something more: `full_text`, `neg_clip_loss`, `semantic_duplicates`,
-//! and `near_duplicates`, which stands alone.
+//! and `near_duplicates` and `near_eval_images`, which stand alone.
 
 mod exec;
 mod planner;
@@ -68,7 +68,16 @@ pub(crate) const NEAR_DUPLICATES: Function = Function {
     usage: "near_duplicates([threshold => 4] [, keep => a column of scores])",
 };
 
-pub(crate) const FUNCTIONS: [&Function; 4] = [&FULL_TEXT, &NEG_CLIP_LOSS, &SEMANTIC_DUPLICATES, &NEAR_DUPLICATES];
+pub(crate) const NEAR_EVAL_IMAGES: Function = Function {
+    name: "near_eval_images",
+    of_rows: false,
+    columns: &[],
+    values: &[],
+    options: &["threshold"],
+    usage: "near_eval_images([threshold => 4])",
+};
+
+pub(crate) const FUNCTIONS: [&Function; 5] = [&FULL_TEXT, &NEG_CLIP_LOSS, &SEMANTIC_DUPLICATES, &NEAR_DUPLICATES, &NEAR_EVAL_IMAGES];
 
 impl Function {
     /// What it adds to its rows, or gives.
@@ -78,6 +87,10 @@ impl Function {
             "full_text" => vec![Field::new("_score", DataType::Float32, false)],
             "neg_clip_loss" => vec![Field::new("neg_clip_loss", DataType::Float32, false)],
             "semantic_duplicates" => vec![uid("like"), Field::new("similarity", DataType::Float32, false)],
+            "near_eval_images" => {
+                let text = |name: &str| Field::new(name, DataType::Utf8, false);
+                vec![uid("uid"), text("task"), text("sample"), Field::new("distance", DataType::Int32, false)]
+            }
             _ => vec![uid("uid"), uid("like"), Field::new("distance", DataType::Int32, false)],
         }
     }

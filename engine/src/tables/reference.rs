@@ -95,5 +95,12 @@ pub(crate) fn reference() -> Vec<FunctionInfo> {
             ],
             "SELECT count(*) FROM near_duplicates(threshold => 6)",
         ),
+        info(
+            "near_eval_images",
+            "near_eval_images([threshold =>])",
+            "The images of the pool whose perceptual hash differs in at most `threshold` bits from that of an evaluation image, each with the nearest: `uid`, `task`, `sample`, `distance`. `tarn eval-images` writes the table `eval_images` that it looks in; hashes of the pool's images are computed when they are first needed.",
+            &[("threshold", "Bits, 4.")],
+            "SELECT task, count(*) FROM near_eval_images(threshold => 6) GROUP BY task",
+        ),
     ]
 }

@@ -28,9 +28,9 @@ pub fn html(report: &Report) -> String {
     bars(&mut page, report);
     curves(&mut page, report);
     differences(&mut page, report);
-    for of_tasks in report.tables().skip(1) {
+    for of_tasks in report.tables().into_iter().skip(1) {
         let _ = writeln!(page, "<h2>{}</h2>", escape(&of_tasks.title));
-        table(&mut page, of_tasks, false);
+        table(&mut page, &of_tasks, false);
     }
     page += "<h2>Where the runs come from</h2>\n";
     report.runs.iter().for_each(|run| source(&mut page, run));
@@ -138,7 +138,7 @@ fn legend(i: usize, name: &str) -> String {
 
 /// Of each run, its tasks' differences from the run chosen.
 fn differences(page: &mut String, report: &Report) {
-    let base = &report.runs[report.against];
+    let base = &report.runs[report.against.unwrap_or(0)];
     let order: Vec<String> = tasks().iter().map(|task| task.key.clone()).collect();
     for run in report.runs.iter().filter(|run| run.folder != base.folder) {
         let mut results: Vec<_> = run.results.iter().filter(|result| result.score().is_some()).collect();
@@ -190,7 +190,6 @@ fn source(page: &mut String, run: &RunResults) {
         fact("last loss", score(Some(of.loss.into())));
         fact("subset's SHA-256", receipt.subset_sha256.clone());
     }
-    facts.extend(run.facts.clone());
     let _ = writeln!(page, "<section><h3>{}</h3>\n<dl>", escape(&run.name));
     for (name, value) in facts {
         let _ = writeln!(page, "<dt>{}</dt><dd>{}</dd>", escape(&name), escape(&value));

@@ -30,19 +30,19 @@ pub struct Report {
     pub others: Option<Table>,
     /// What the reader must know: runs that are off their recipe, tasks that some runs lack.
     pub notes: Vec<String>,
-    /// The run that others are compared with, by its place in `runs`.
-    pub against: usize,
+    /// The run that others are compared with, by its place in `runs`, where one was chosen.
+    pub against: Option<usize>,
 }
 
 /// Reads runs' folders, and those in the folders given, and lays them side by side in that order. `against` names the run
-/// that differences are taken from, by default the first.
+/// that differences are taken from.
 pub fn report(folders: &[PathBuf], against: Option<&str>) -> Result<Report> {
     let (runs, mut notes) = runs::read(folders)?;
     let named = |name: &str| {
         let at = runs.iter().position(|run| run.name == name || run.folder.as_os_str() == name.trim_end_matches('/'));
         at.ok_or_else(|| Error::NoRun { name: name.to_string(), known: runs.iter().map(|run| run.name.clone()).collect() })
     };
-    let against = against.map_or(Ok(0), named)?;
+    let against = against.map(named).transpose()?;
     notes.extend(runs.iter().flat_map(summary::notes));
     let (summary, more) = summary::summary(&runs);
     notes.extend(more);
@@ -51,8 +51,27 @@ pub fn report(folders: &[PathBuf], against: Option<&str>) -> Result<Report> {
 
 impl Report {
     /// All tables, in their order.
-    pub fn tables(&self) -> impl Iterator<Item = &Table> {
-        [Some(&self.summary), self.tasks.as_ref(), self.others.as_ref()].into_iter().flatten()
+    pub fn tables(&self) -> Vec<Table> {
+        let tables = [Some(self.summary.clone()), self.subsets(), self.tasks.clone(), self.others.clone()];
+        tables.into_iter().flatten().collect()
+    }
+
+    /// What the subsets are like, where `facts` were given to runs.
+    pub fn subsets(&self) -> Option<Table> {
+        let mut names: Vec<&str> = Vec::new();
+        for (name, _) in self.runs.iter().flat_map(|run| &run.facts) {
+            if !names.contains(&name.as_str()) {
+                names.push(name);
+            }
+        }
+        let row = |run: &RunResults| {
+            let fact = |name: &&str| run.facts.iter().find(|(of, _)| of == name).map_or("-".to_string(), |(_, value)| value.clone());
+            let cells = std::iter::once(run.name.clone()).chain(names.iter().map(fact)).collect();
+            Row { cells, kind: RowKind::Own, best: Vec::new() }
+        };
+        let header = std::iter::once("run").chain(names.iter().copied()).map(str::to_string).collect();
+        let rows = self.runs.iter().map(row).collect();
+        (!names.is_empty()).then(|| Table { title: "Subsets".into(), header, rows, scores_from: 1 })
     }
 
     /// A line a run with all that is known of it, unrounded.

@@ -142,6 +142,7 @@ fn rows(bars: &[Bar], range: std::ops::Range<f64>, look: impl Fn(&Bar) -> (RGBCo
             .axis_style(GREY)
             .label_style(("sans-serif", 13, &GREY))
             .x_labels(8)
+            .x_label_formatter(&|x| tick(*x))
             .draw()?;
         let style = |h| ("sans-serif", 14).into_font().color(&BLACK).pos(Pos::new(h, VPos::Center));
         for (i, bar) in bars.iter().enumerate() {
@@ -172,6 +173,12 @@ fn rows(bars: &[Bar], range: std::ops::Range<f64>, look: impl Fn(&Bar) -> (RGBCo
         }
         Ok(())
     })
+}
+
+/// As few decimals as tell it, and no minus before a zero.
+fn tick(x: f64) -> String {
+    let text = format!("{:.3}", if x.abs() < 5e-4 { 0.0 } else { x });
+    text.trim_end_matches('0').trim_end_matches('.').to_string()
 }
 
 /// What fits beside a bar.

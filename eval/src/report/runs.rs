@@ -15,12 +15,14 @@ pub struct RunResults {
     /// The folder's name, with that of the run for its checkpoints on the way.
     pub name: String,
     pub folder: PathBuf,
+    /// That of the run, for its checkpoints on the way too.
+    pub run_folder: PathBuf,
     /// None for checkpoints that were not trained here.
     pub run: Option<Run>,
     pub results: Vec<TaskResult>,
     /// Samples seen and the loss, of every step.
     pub losses: Vec<(f64, f64)>,
-    /// What else is to be told of its subset: names and values.
+    /// What its subset is like: names and values.
     pub facts: Vec<(String, String)>,
 }
 
@@ -99,7 +101,8 @@ fn read_run(folder: &Path) -> Result<RunResults> {
     let run = run_folder.join(RUN_FILE).exists().then(|| Run::read(run_folder)).transpose()?;
     let batch_size = run.as_ref().map_or(1, |run| run.recipe.batch_size);
     let losses = read_losses(&run_folder.join("metrics.jsonl"), batch_size);
-    Ok(RunResults { name, folder: folder.to_path_buf(), run, results: read_results(folder)?, losses, facts: Vec::new() })
+    let run_folder = run_folder.to_path_buf();
+    Ok(RunResults { name, folder: folder.to_path_buf(), run_folder, run, results: read_results(folder)?, losses, facts: Vec::new() })
 }
 
 #[derive(Deserialize)]

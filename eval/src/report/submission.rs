@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use storage::Subset;
-use train::{CONFIG_FILE, Encoder, Run, SCALES, WEIGHTS_FILE};
+use train::{CONFIG_FILE, Encoder, Run, SCALES, SUBSET_FILE, WEIGHTS_FILE};
 
 use super::runs::RunResults;
 use crate::results::RESULTS_FILE;
@@ -27,9 +27,6 @@ pub struct Submission {
     /// Puts the weights in, too.
     pub checkpoint: bool,
 }
-
-/// The subset that a run was trained on.
-pub const SUBSET_FILE: &str = "subset.npy";
 
 /// Writes what `evaluate.py --submit` would upload into `out`, which must be empty or not there: `SCALE_scale/results.jsonl`,
 /// `SCALE_scale/samples/*.npy`, the weights if asked for, and `metadata.json`, the entry for the leaderboard's table. Refuses

@@ -29,7 +29,7 @@ pub(super) fn summary(runs: &[RunResults]) -> (Table, Vec<String>) {
     };
     for run in runs {
         let about = match &run.run {
-            Some(of) => [of.receipt.filter.clone(), of.receipt.subset_size.to_string(), of.samples_seen.to_string()],
+            Some(of) => [of.receipt.filter.clone(), short(of.receipt.subset_size), short(of.samples_seen)],
             None => ["-", "-", "-"].map(str::to_string),
         };
         let [filter, size, seen] = about;
@@ -41,7 +41,7 @@ pub(super) fn summary(runs: &[RunResults]) -> (Table, Vec<String>) {
             let values: Option<Vec<f64>> = repeats.iter().map(|run| (column.of)(run)).collect();
             values.map_or("-".to_string(), |values| with_error(&values))
         });
-        let about = [of.receipt.filter.clone(), of.receipt.subset_size.to_string(), of.samples_seen.to_string()];
+        let about = [of.receipt.filter.clone(), short(of.receipt.subset_size), short(of.samples_seen)];
         let [filter, size, seen] = about;
         add(RowKind::Repeats, [format!("mean of {} seeds", repeats.len()), filter, size, seen], scores.collect());
     }
@@ -59,6 +59,14 @@ pub(super) fn summary(runs: &[RunResults]) -> (Table, Vec<String>) {
     let mut table = Table { title: "Scores".into(), header, rows, scores_from: 4 };
     table.mark_best();
     (table, notes)
+}
+
+/// From a million on as DataComp's tables have it: `12.8M`.
+fn short(n: u64) -> String {
+    match n {
+        1_000_000.. => format!("{:.2}", n as f64 / 1e6).trim_end_matches('0').trim_end_matches('.').to_string() + "M",
+        n => n.to_string(),
+    }
 }
 
 /// The five aggregates; and where no run has all 38 tasks the mean of those that all have, under its own name.

@@ -7,7 +7,7 @@ use crate::results::TaskResult;
 use crate::task::tasks;
 
 /// DataComp's tasks that some run has, with each other run's difference from the one chosen.
-pub(super) fn listed(runs: &[RunResults], against: usize) -> Option<Table> {
+pub(super) fn listed(runs: &[RunResults], against: Option<usize>) -> Option<Table> {
     let results: Vec<&TaskResult> = tasks()
         .iter()
         .filter_map(|task| runs.iter().find_map(|run| run.result(&task.key)))
@@ -22,26 +22,26 @@ pub(super) fn others(runs: &[RunResults]) -> Option<Table> {
     if !runs.iter().any(RunResults::has_listed) {
         return None;
     }
-    let rows: Vec<Row> = other_tasks(runs).into_iter().map(|result| row(result, runs, usize::MAX)).collect();
-    table("Other tasks", rows, runs, usize::MAX)
+    let rows: Vec<Row> = other_tasks(runs).into_iter().map(|result| row(result, runs, None)).collect();
+    table("Other tasks", rows, runs, None)
 }
 
-fn table(title: &str, rows: Vec<Row>, runs: &[RunResults], against: usize) -> Option<Table> {
+fn table(title: &str, rows: Vec<Row>, runs: &[RunResults], against: Option<usize>) -> Option<Table> {
     let fixed = ["task", "metric", "chance"].map(str::to_string);
     let names = runs.iter().enumerate().flat_map(|(i, run)| {
-        let difference = (against < runs.len() && i != against).then(|| format!("− {}", runs[against].name));
+        let difference = against.filter(|against| *against != i).map(|against| format!("− {}", runs[against].name));
         [Some(run.name.clone()), difference].into_iter().flatten()
     });
     let header = fixed.into_iter().chain(names).collect();
     (!rows.is_empty()).then(|| Table { title: title.into(), header, rows, scores_from: 2 })
 }
 
-fn row(result: &TaskResult, runs: &[RunResults], against: usize) -> Row {
-    let base = runs.get(against).and_then(|run| run.score(&result.key));
+fn row(result: &TaskResult, runs: &[RunResults], against: Option<usize>) -> Row {
+    let base = against.and_then(|against| runs[against].score(&result.key));
     let cells = runs.iter().enumerate().flat_map(|(i, run)| {
         let value = run.score(&result.key);
         let difference = value.zip(base).map_or("-".to_string(), |(value, base)| format!("{:+.3}", value - base));
-        [Some(score(value)), (against < runs.len() && i != against).then_some(difference)].into_iter().flatten()
+        [Some(score(value)), against.filter(|against| *against != i).map(|_| difference)].into_iter().flatten()
     });
     let fixed = [result.dataset.clone(), result.metric.clone().unwrap_or_default(), score(result.random)];
     let cells: Vec<String> = fixed.into_iter().chain(cells).collect();

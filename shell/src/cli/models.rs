@@ -126,6 +126,20 @@ pub(crate) struct Eval {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct EvalImages {
+    pub pool: String,
+    /// The folder that holds wds_*_test, hf_cache and sets of your own
+    #[arg(long)]
+    pub data: PathBuf,
+    /// Embed them, too: a run's folder, any with open_clip_config.json and weights, or open_clip's .pt
+    #[arg(long, value_name = "CHECKPOINT", requires = "column")]
+    pub model: Option<PathBuf>,
+    /// The pool's column of image embeddings by the same model
+    #[arg(long, value_name = "NAME_img", requires = "model")]
+    pub column: Option<String>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Report {
     /// Runs, other folders with results, or folders of these
     #[arg(required = true, value_name = "RUN")]
@@ -136,6 +150,12 @@ pub(crate) struct Report {
     /// Write to a file instead of standard output
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// Ask the runs' pools what the subsets are like; a page does it anyway
+    #[arg(long)]
+    pub subsets: bool,
+    /// With the subsets, how many samples are as near to an evaluation image as this cosine, by eval_images' embeddings
+    #[arg(long, value_name = "COSINE")]
+    pub similarity: Option<f64>,
     /// The run that differences are taken from, by its name; the first if it is not given
     #[arg(long, value_name = "RUN")]
     pub against: Option<String>,
@@ -144,6 +164,8 @@ pub(crate) struct Report {
     pub submission: Option<PathBuf>,
     #[command(flatten)]
     pub submit: Submit,
+    #[command(flatten)]
+    pub queries: Queries,
 }
 
 #[derive(Debug, Args)]

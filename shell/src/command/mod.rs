@@ -4,14 +4,17 @@ pub(crate) mod allocator;
 mod embed;
 mod encode;
 mod eval;
+mod eval_images;
 mod export;
 mod filter;
 mod index;
 mod ingest;
 mod report;
 mod resources;
+mod runs;
 pub(crate) mod session;
 pub(crate) mod sql;
+mod subset_facts;
 mod train;
 mod vectors;
 mod verify;
@@ -38,6 +41,7 @@ pub(crate) fn run(command: Command, runtime: &Runtime) -> Result<()> {
         Command::Embed(args) => embed::run(args, runtime),
         Command::Encode(args) => encode::run(args),
         Command::Eval(args) => eval::run(args, runtime),
+        Command::EvalImages(args) => eval_images::run(args, runtime),
         Command::Report(args) => report::run(args, runtime),
         Command::Export(args) => export::run(args, runtime),
         Command::Verify(args) => verify::run(args, runtime),

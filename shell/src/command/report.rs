@@ -3,12 +3,13 @@ use std::path::Path;
 use eval::report::{Report, Submission, Table, html, report, submit};
 use tokio::runtime::Runtime;
 
+use super::{block_on, subset_facts};
 use crate::cli::{self, ReportFormat};
 use crate::format::{pipe_table, print};
 use crate::{Error, Result};
 
-pub(crate) fn run(args: cli::Report, _runtime: &Runtime) -> Result<()> {
-    let report = report(&args.runs, args.against.as_deref())?;
+pub(crate) fn run(args: cli::Report, runtime: &Runtime) -> Result<()> {
+    let mut report = report(&args.runs, args.against.as_deref())?;
     for note in &report.notes {
         crate::note!("{note}");
     }
@@ -23,6 +24,9 @@ pub(crate) fn run(args: cli::Report, _runtime: &Runtime) -> Result<()> {
         Some("tex") => ReportFormat::Latex,
         _ => ReportFormat::Text,
     });
+    if args.subsets || args.similarity.is_some() || format == ReportFormat::Html {
+        block_on(runtime, subset_facts::add(&mut report.runs, &args.queries, args.similarity))?;
+    }
     let text = match format {
         ReportFormat::Text => tables(&report, |table| pipe_table(&table.header, &table.texts())),
         ReportFormat::Csv => report.csv(),
@@ -37,7 +41,7 @@ pub(crate) fn run(args: cli::Report, _runtime: &Runtime) -> Result<()> {
 }
 
 fn tables(report: &Report, text: impl Fn(&Table) -> String) -> String {
-    report.tables().map(text).collect::<Vec<_>>().join("\n")
+    report.tables().iter().map(text).collect::<Vec<_>>().join("\n")
 }
 
 fn submission(args: &cli::Report, report: &Report, out: &Path) -> Result<()> {

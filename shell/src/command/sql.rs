@@ -9,7 +9,7 @@ use futures::TryStreamExt;
 use tokio::runtime::Runtime;
 
 use super::session::session;
-use super::{block_on, open};
+use super::{block_on, open, runs};
 use crate::cli::{self, Format};
 use crate::format::Sink;
 use crate::progress::Meter;
@@ -19,7 +19,15 @@ const BETWEEN_REPORTS: Duration = Duration::from_millis(300);
 
 pub(crate) fn run(args: cli::Sql, runtime: &Runtime) -> Result<()> {
     let meter = Arc::new(Meter::new("query"));
-    let session = block_on(runtime, async { session(open(&args.pool, args.at.as_deref()).await?, &args.queries, meter).await })?;
+    // Kept until the end: it holds the tables of a folder of runs.
+    let runs = block_on(runtime, runs::tables(Path::new(&args.pool)))?;
+    let session = block_on(runtime, async {
+        let pool = match &runs {
+            Some(tables) => tables.pool(),
+            None => open(&args.pool, args.at.as_deref()).await?,
+        };
+        session(pool, &args.queries, meter).await
+    })?;
     let text = match (&args.text, &args.file) {
         (Some(text), _) => text.clone(),
         (None, Some(path)) => std::fs::read_to_string(path).map_err(Error::io(path))?,

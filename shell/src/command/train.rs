@@ -8,7 +8,7 @@ use tokio::runtime::Runtime;
 use train::doctor::{Ceilings, doctor, peak_flops};
 use train::loader::Shuffle;
 use train::parameters::Parameters;
-use train::{Event, ModelConfig, Plan, Recipe, Run, StepReport};
+use train::{Data, Event, ModelConfig, Plan, Recipe, Run, StepReport};
 
 use super::session::session;
 use super::{absolute, allocator, block_on, open};
@@ -29,12 +29,13 @@ pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
         crate::note!("{} is finished: {} steps", output.display(), run.steps);
         return Ok(());
     }
-    let (samples, missing, receipt) = block_on(runtime, async {
+    let data = block_on(runtime, async {
         let pool = open(&args.pool, args.at.as_deref()).await?;
         let (subset, receipt) = select(&args, &pool).await?;
         let (samples, missing) = Samples::of_subset(&pool, &subset).await?;
-        Ok::<_, Error>((samples, missing, receipt))
+        Ok::<_, Error>(Data { subset, samples, missing, receipt })
     })?;
+    let Data { samples, missing, receipt, .. } = &data;
     if missing.not_in_pool + missing.no_image > 0 {
         crate::note!(
             "of {} uids selected {} can be drawn: {} are not in the pool, {} have no image",
@@ -45,11 +46,11 @@ pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
         );
     }
     let peak = peak_flops();
-    print_plan(&plan, &receipt, samples.len(), capacity, peak);
+    print_plan(&plan, receipt, samples.len(), capacity, peak);
     let _inside = runtime.enter();
     let Some(output) = args.output.as_ref().filter(|_| !args.doctor) else {
         crate::note!("measuring for some ten seconds, or two steps of a large model");
-        print_ceilings(&doctor(&samples, &plan)?, &plan);
+        print_ceilings(&doctor(samples, &plan)?, &plan);
         return Ok(());
     };
     let meter = StepMeter::new(plan.steps());
@@ -58,7 +59,7 @@ pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
         Event::Part { step, share } => meter.part(step, share),
         Event::Step(report) => meter.show(report.step, || line(&report, peak)),
     };
-    let done = train::train(samples, missing, receipt, &plan, output, &STOP, &on_event);
+    let done = train::train(data, &plan, output, &STOP, &on_event);
     meter.finish();
     let run = done?;
     write_record(&args.pool, output, &run, runtime)?;
@@ -239,7 +240,7 @@ fn print_ceilings(c: &Ceilings, plan: &Plan) {
     crate::note!("{what}: {advice}");
 }
 
-fn record(output: &Path, run: &Run) -> RunRecord {
+pub(crate) fn record(output: &Path, run: &Run) -> RunRecord {
     RunRecord {
         run: absolute(&output.display().to_string()),
         filter: run.receipt.filter.clone(),
