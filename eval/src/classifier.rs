@@ -63,8 +63,20 @@ impl Cache {
 
 /// Python's `template.format(c=classname)`.
 fn prompt(template: &str, classname: &str) -> String {
-    let around: Vec<String> = template.split("{c}").map(|text| text.replace("{{", "{").replace("}}", "}")).collect();
-    around.join(classname)
+    let (mut prompt, mut rest) = (String::new(), template);
+    while let Some(at) = rest.find(['{', '}']) {
+        prompt += &rest[..at];
+        rest = &rest[at..];
+        let (text, len) = match rest {
+            _ if rest.starts_with("{c}") => (classname, 3),
+            _ if rest.starts_with("{{") => ("{", 2),
+            _ if rest.starts_with("}}") => ("}", 2),
+            _ => (&rest[..1], 1),
+        };
+        prompt += text;
+        rest = &rest[len..];
+    }
+    prompt + rest
 }
 
 fn read(path: &Path) -> Option<Vec<f32>> {

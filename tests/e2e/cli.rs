@@ -158,7 +158,10 @@ fn checkpoint_errors(t: &Sandbox) {
             "text_cfg": {{"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1}}}}}}"#
         )
     };
-    std::fs::create_dir(t.path("sets")).unwrap();
+    t.write("sets/wds_x_test/classnames.txt", "x");
+    t.write("sets/wds_x_test/zeroshot_classification_templates.txt", "a {c}");
+    t.write("sets/wds_x_test/test/nshards.txt", "1");
+    t.write("sets/wds_x_test/test/0.tar", [0; 1024]);
     t.write("m/open_clip_config.json", config(16, ""));
     t.fails(1, &["eval", "m", "--data", "sets"], &["open_clip_model.safetensors"]);
     t.write("m/open_clip_config.json", config(16, r#", "quick_gelu": true"#));
@@ -174,6 +177,6 @@ fn checkpoint_errors(t: &Sandbox) {
     train::Checkpoint { config: wide, values }.write(&t.path("wide")).unwrap();
     std::fs::copy(t.path("wide/open_clip_model.safetensors"), t.path("m/open_clip_model.safetensors")).unwrap();
     t.fails(1, &["eval", "m", "--data", "sets"], &["has shape [24], the configuration asks for [16]", "belong to different models"]);
-    t.fails(1, &["eval", "wide", "--data", "sets"], &["no evaluation sets in sets"]);
+    t.fails(1, &["eval", "wide", "--data", "m"], &["no evaluation sets in m"]);
     t.fails(1, &["report", "wide"], &["wide holds no results", "tarn eval wide --data DIR"]);
 }

@@ -11,7 +11,7 @@ fn demo_in_miniature(t: &Sandbox) {
         assert!(output.stderr.contains(words), "{}", output.stderr);
     }
     let report = t.ok(&["report", "d/runs/no_filter", "d/runs/random_subset", "d/runs/score", "d/runs/combined"]);
-    assert_eq!(report.lines().count(), 6, "{report}");
+    assert_eq!(report.lines().count(), 7, "{report}");
     assert!(String::from_utf8_lossy(&output.stdout).contains(&report), "the demo ends in this table");
     t.fails(1, &["demo", "d"], &["d already exists and is not empty", "tarn demo d-2"]);
 
@@ -49,7 +49,7 @@ fn demo_in_miniature(t: &Sandbox) {
     // A report leaves out what has no results, and says so.
     let output = t.tarn(&["report", "a", "d/runs/score"]);
     assert!(output.stderr.contains("a holds no results and is left out"), "{}", output.stderr);
-    assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 3);
+    assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 4);
 
     // Numbers that cannot be are refused before any work.
     let with =
