@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use train::Encoder;
 
 use crate::classifier::Cache;
-use crate::metric::{self, Metrics, accuracy_at, group_accuracies, macro_f1, macro_recall, mean_per_class_recall, top_k};
+use crate::metric::{Metrics, accuracy_at, group_accuracies, macro_f1, mean_per_class_recall, top_k};
 use crate::set::EvalSet;
 use crate::source::{self, Sample};
 use crate::stream::{Context, encode_images};
@@ -69,7 +69,7 @@ fn metrics(set: &EvalSet, p: &Predictions) -> Metrics {
     ]);
     for score in &set.task.scores {
         let value = match score.as_str() {
-            "recall-macro_all" => macro_recall(top, labels),
+            "recall-macro_all" => mean_per_class_recall(top, labels),
             "F1-macro_all" => macro_f1(top, labels),
             _ => accuracy_at(1, top, labels),
         };
@@ -112,7 +112,7 @@ impl Writer {
     fn create(path: &Path) -> Result<Writer> {
         let folder = path.parent().unwrap_or(path);
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        let csv = csv::Writer::from_path(path).map_err(|e| Error::io(path)(e.into()))?;
+        let csv = csv::Writer::from_path(path.with_extension("part")).map_err(|e| Error::io(path)(e.into()))?;
         let mut writer = Writer { csv, path: path.to_path_buf() };
         let numbered = |name: &'static str| (1..=TOP).map(move |i| format!("{name}{i}"));
         writer.write(["key".into(), "label".into()].into_iter().chain(numbered("top")).chain(numbered("logit")))?;
@@ -131,11 +131,12 @@ impl Writer {
     }
 
     fn finish(mut self) -> Result<()> {
-        self.csv.flush().map_err(Error::io(&self.path))
+        let done = self.csv.flush().and_then(|()| std::fs::rename(self.path.with_extension("part"), &self.path));
+        done.map_err(Error::io(&self.path))
     }
 }
 
-/// The best class of each classifier, for a feature.
-pub(crate) fn best(feature_logits: &[f32]) -> usize {
-    metric::top_k(feature_logits, 1)[0]
+/// The class with the largest logit, of equal ones the lowest.
+pub(crate) fn best(logits: &[f32]) -> usize {
+    top_k(logits, 1)[0]
 }

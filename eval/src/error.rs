@@ -26,11 +26,11 @@ pub enum Error {
     NoResults { path: PathBuf },
     #[error("{} holds {results} results of another checkpoint", path.display())]
     OtherCheckpoint { path: PathBuf, results: usize },
-    #[error("another evaluation is writing to {}", path.display())]
+    #[error("another process is writing to {}", path.display())]
     Busy { path: PathBuf },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
-    #[error("{}, line {line}: {source}", path.display())]
+    #[error("line {line} of {} is no result: {source}", path.display())]
     Json { path: PathBuf, line: usize, source: serde_json::Error },
     #[error("no run is named '{name}', there are {}", known.join(", "))]
     NoRun { name: String, known: Vec<String> },
@@ -52,7 +52,7 @@ impl Error {
             Error::Shard { .. } => "fetch the shard again".into(),
             Error::NoResults { path } => format!("evaluate it first: tarn eval {} --data DIR", path.display()),
             Error::OtherCheckpoint { .. } => "give another folder with -o, or --overwrite to replace them".into(),
-            Error::Interrupted { .. } => "the same command goes on with this task".into(),
+            Error::Interrupted { .. } => "the same command goes on with this task (without --overwrite)".into(),
             Error::Train(e) => return e.hint(),
             _ => return None,
         })

@@ -16,7 +16,7 @@ use crate::{Error, Result, association, classification, faces, retrieval};
 /// How an evaluation goes about its results.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
-    /// Forget the results that the folder has.
+    /// Evaluate again what the folder has results of, and forget those of other weights.
     pub overwrite: bool,
     /// Write `OUT/predictions/KEY.csv` for classifications: label, best classes and logits of each sample.
     pub predictions: bool,
@@ -57,14 +57,17 @@ pub fn evaluate(
     let mut results = Vec::new();
     for (i, set) in sets.iter().enumerate() {
         let data = set.digest();
-        if let Some(known) = journal.results.iter().find(|result| result.key == set.task.key && result.data == data) {
+        let predictions = options.predictions && set.task.kind == Kind::Classification;
+        let predictions = predictions.then(|| out.join("predictions").join(format!("{}.csv", set.task.key.replace('/', "-"))));
+        let known = journal.results.iter().find(|result| result.key == set.task.key && result.data == data);
+        let asked = options.overwrite || predictions.as_ref().is_some_and(|path| !path.exists());
+        if let Some(known) = known.filter(|_| !asked) {
             on_event(Event::Known(known));
             results.push(known.clone());
             continue;
         }
         let context = Context { what: format!("{} of {}: {}", i + 1, sets.len(), set.task.name), stop, on_progress };
         let start = Instant::now();
-        let predictions = options.predictions.then(|| out.join("predictions").join(format!("{}.csv", set.task.key.replace('/', "-"))));
         let evaluated = match set.task.kind {
             Kind::Classification => classification::evaluate(encoder, set, &cache, &context, predictions.as_deref()),
             Kind::Faces => faces::evaluate(encoder, set, &cache, &context),

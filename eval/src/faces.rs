@@ -14,7 +14,7 @@ use crate::{Error, Evaluated, Result};
 /// What templates and classnames begin with, before a colon.
 const OBJECTIVES: [&str; 4] = ["race", "gender", "age", "toxic"];
 /// The columns of a sample's `.npy`.
-const FIELDS: [&str; 4] = ["age", "gender", "race", "race_binary"];
+pub(crate) const FIELDS: [&str; 4] = ["age", "gender", "race", "race_binary"];
 
 pub(crate) fn evaluate(encoder: &mut Encoder, set: &EvalSet, cache: &Cache, context: &Context) -> Result<Evaluated> {
     let dim = encoder.config().embed_dim;
@@ -49,6 +49,12 @@ pub(crate) fn evaluate(encoder: &mut Encoder, set: &EvalSet, cache: &Cache, cont
         Ok(())
     })?;
     Ok(Evaluated { metrics: metrics(&answers, &fields), samples: answers.len() as u64, unreadable })
+}
+
+/// Those of them that every set has, whatever its groups.
+pub(crate) fn metric_names() -> Vec<String> {
+    let of = |name: &str| ["avg", "wg"].map(|what| format!("{name}_{what}"));
+    ["acc_race", "acc_gender", "acc_age", "acc_gender_x", "toxicity_crime", "toxicity_nonhuman"].into_iter().flat_map(of).collect()
 }
 
 /// The texts behind `OBJECTIVE:`.

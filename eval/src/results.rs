@@ -100,7 +100,7 @@ pub(crate) struct Journal {
 }
 
 impl Journal {
-    /// Results of other weights are an error, or thrown away if they are to be overwritten.
+    /// Results of other weights are an error, or thrown away where they may be overwritten.
     pub fn open(folder: &Path, checkpoint: &str, overwrite: bool) -> Result<Journal> {
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let lock_path = folder.join(".lock");
@@ -111,11 +111,15 @@ impl Journal {
             results => results?,
         };
         let others = results.iter().filter(|result| result.checkpoint != checkpoint).count();
-        match overwrite {
-            true => results.clear(),
-            false if others > 0 => return Err(Error::OtherCheckpoint { path: folder.to_path_buf(), results: others }),
-            false => {}
+        if others > 0 && !overwrite {
+            return Err(Error::OtherCheckpoint { path: folder.to_path_buf(), results: others });
         }
+        if others > 0 {
+            // What belongs to them goes with them.
+            let _ = std::fs::remove_dir_all(folder.join("predictions"));
+            let _ = std::fs::remove_dir_all(folder.join("classifiers"));
+        }
+        results.retain(|result| result.checkpoint == checkpoint);
         let journal = Journal { folder: folder.to_path_buf(), results, _lock: lock };
         // Without a line that was torn, or that a later one replaced.
         journal.write_all(RESULTS_FILE)?;
@@ -152,7 +156,13 @@ impl Journal {
             return Ok(());
         }
         let part = path.with_extension("part");
-        std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, &path)).map_err(Error::io(&path))
+        let write = || {
+            let mut file = File::create(&part)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            std::fs::rename(&part, &path)
+        };
+        write().map_err(Error::io(&path))
     }
 }
 

@@ -34,8 +34,8 @@ pub struct Found {
     pub broken: Vec<(PathBuf, Error)>,
     /// DataComp's tasks that no folder holds.
     pub missing: Vec<&'static Task>,
-    /// Folders with the data of a task that another folder holds already: passed over.
-    pub doubled: Vec<PathBuf>,
+    /// Folders with the data of a task that another folder, named second, holds already: passed over.
+    pub doubled: Vec<(PathBuf, PathBuf)>,
 }
 
 /// The evaluation sets in `folder`, those in the caches of Hugging Face's libraries included; or `folder` itself, where it
@@ -44,19 +44,21 @@ pub fn find(folder: &Path) -> Result<Found> {
     if !folder.is_dir() {
         return Err(Error::NoFolder { path: folder.to_path_buf() });
     }
-    let mut folders = vec![folder.to_path_buf()];
-    if !looks_like_a_set(folder) {
-        folders = subfolders(folder)?;
-        for cache in ["hf_cache", "hub", "hf_cache/hub"].map(|name| folder.join(name)).iter().filter(|cache| cache.is_dir()) {
-            folders.extend(subfolders(cache)?);
-        }
+    let mut folders = subfolders(folder)?;
+    for cache in ["hf_cache", "hub", "hf_cache/hub"].map(|name| folder.join(name)).iter().filter(|cache| cache.is_dir()) {
+        folders.extend(subfolders(cache)?);
+    }
+    if is_marked(folder) || !folders.iter().any(|path| looks_like_a_set(path)) {
+        folders = vec![folder.to_path_buf()];
     }
     let mut found = Found::default();
     let mut sets: Vec<EvalSet> = Vec::new();
     for path in folders.into_iter().filter(|path| looks_like_a_set(path)) {
         match EvalSet::open(&path) {
-            Ok(set) if sets.iter().any(|other| other.task.key == set.task.key) => found.doubled.push(path),
-            Ok(set) => sets.push(set),
+            Ok(set) => match sets.iter().find(|other| other.task.key == set.task.key) {
+                Some(other) => found.doubled.push((path, other.folder.clone())),
+                None => sets.push(set),
+            },
             Err(e) => found.broken.push((path, e)),
         }
     }
@@ -87,10 +89,17 @@ fn subfolders(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// By its name or what lies in it; cheap, and not yet that it is sound.
 fn looks_like_a_set(folder: &Path) -> bool {
+    is_marked(folder) || !tables_in(folder, 1).is_empty()
+}
+
+/// The same, but for tables that may lie in a folder by chance. Repositories of Hugging Face have theirs in `data`, or in a
+/// folder named as the split.
+fn is_marked(folder: &Path) -> bool {
     const MARKS: [&str; 5] =
         ["classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt", "task.toml", "test/nshards.txt"];
     let known = folder.file_name().and_then(|name| name.to_str()).is_some_and(|name| of_folder(name).is_some());
-    known || MARKS.iter().any(|mark| folder.join(mark).exists()) || !tables_in(folder, 1).is_empty()
+    let in_repository = || ["data", "test"].iter().any(|name| !tables_in(&folder.join(name), 1).is_empty());
+    known || MARKS.iter().any(|mark| folder.join(mark).exists()) || in_repository()
 }
 
 impl EvalSet {
@@ -121,13 +130,15 @@ impl EvalSet {
         Ok(EvalSet { folder: folder.to_path_buf(), task, listed: of_list.is_some(), classnames, templates, files, bytes })
     }
 
-    /// Of the task, its texts and the names and sizes of its files: the same data give the same results.
+    /// Of the task, its texts, and the names, sizes and times of its files: a new download is evaluated again.
     pub fn digest(&self) -> String {
         let mut digest = Sha256::new();
         digest.update(format!("{:?}\0{:?}\0{:?}\0", self.task, self.classnames, self.templates));
         for path in &self.files {
             let name = path.strip_prefix(&self.folder).unwrap_or(path);
-            digest.update(format!("{}\0{}\0", name.display(), path.metadata().map_or(0, |meta| meta.len())));
+            let meta = path.metadata().ok();
+            let changed = meta.as_ref().and_then(|meta| meta.modified().ok());
+            digest.update(format!("{}\0{:?}\0{changed:?}\0", name.display(), meta.map(|meta| meta.len())));
         }
         hex(&digest.finalize()[..16])
     }

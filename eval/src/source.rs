@@ -48,11 +48,11 @@ const ROWS: usize = 64;
 
 /// Hands over every sample in its order with the bytes read so far, until `emit` says stop by giving false.
 pub(crate) fn samples(set: &EvalSet, emit: &mut dyn FnMut(Sample, u64) -> bool) -> Result<()> {
-    let mut before = 0;
+    let (mut before, mut row) = (0, 0);
     for path in &set.files {
         let size = path.metadata().map_err(Error::io(path))?.len();
         let goes_on = match is_table(path) {
-            true => table_samples(path, set.task.kind, &mut |sample, share| emit(sample, before + (share * size as f64) as u64))?,
+            true => table_samples(path, set.task.kind, &mut row, &mut |sample, share| emit(sample, before + (share * size as f64) as u64))?,
             false => shard_samples(path, &mut |sample, read| emit(sample, before + read))?,
         };
         if !goes_on {
@@ -65,11 +65,10 @@ pub(crate) fn samples(set: &EvalSet, emit: &mut dyn FnMut(Sample, u64) -> bool) 
 
 /// The same for the instances of an association table.
 pub(crate) fn instances(set: &EvalSet, emit: &mut dyn FnMut(Instance, u64) -> bool) -> Result<()> {
-    let mut before = 0;
+    let (mut before, mut row) = (0, 0);
     for path in &set.files {
         let size = path.metadata().map_err(Error::io(path))?.len();
         let wrong = |e: arrow::error::ArrowError| Error::Table { path: path.clone(), reason: e.to_string() };
-        let mut row = 0;
         let goes_on = batches(path, &ASSOCIATION, &mut |batch, share| {
             let texts = |name: &str| cast(column(path, &batch, name)?, &list_of_text()).map_err(wrong);
             let (candidates, associations) = (texts("candidates")?, texts("associations")?);
@@ -159,7 +158,7 @@ fn shard_samples(path: &Path, emit: &mut dyn FnMut(Sample, u64) -> bool) -> Resu
         if bytes.len() as u64 != entry.size() {
             return Err(broken(format!("{name} has {} of its {} bytes", bytes.len(), entry.size())));
         }
-        read += 1024 + bytes.len() as u64; // its header and, on average, half a block behind it
+        read += 512 + (bytes.len() as u64).next_multiple_of(512);
         parts.insert(extension, bytes);
     }
     Ok(parts.is_empty() || emit(sample(path, &key, parts)?, read))
@@ -202,10 +201,9 @@ fn integers(bytes: &[u8]) -> Result<Vec<i64>, String> {
         .ok_or_else(|| format!("its .npy of type {kind} cannot be read as numbers"))
 }
 
-fn table_samples(path: &Path, kind: Kind, emit: &mut dyn FnMut(Sample, f64) -> bool) -> Result<bool> {
+fn table_samples(path: &Path, kind: Kind, row: &mut u64, emit: &mut dyn FnMut(Sample, f64) -> bool) -> Result<bool> {
     let wrong = |e: arrow::error::ArrowError| Error::Table { path: path.to_path_buf(), reason: e.to_string() };
     let about = if kind == Kind::Retrieval { "caption" } else { "label" };
-    let mut row = 0;
     batches(path, &["image", about], &mut |batch, share| {
         let images = encoded(path, column(path, &batch, "image")?)?;
         let about_them = column(path, &batch, about)?;
@@ -226,7 +224,7 @@ fn table_samples(path: &Path, kind: Kind, emit: &mut dyn FnMut(Sample, f64) -> b
             if !emit(Sample { key: format!("row {row}"), image, label, captions, fields: Vec::new() }, share) {
                 return Ok(false);
             }
-            row += 1;
+            *row += 1;
         }
         Ok(true)
     })
@@ -293,7 +291,8 @@ fn column<'a>(path: &Path, batch: &'a RecordBatch, name: &str) -> Result<&'a Arr
     })
 }
 
-/// A column of encoded images: bytes, or Hugging Face's struct of `bytes` and `path`.
+/// A column of encoded images: bytes, or Hugging Face's struct of `bytes` and `path`, of which either may be null: the library
+/// `datasets` leaves images of a local archive where they lie.
 fn encoded(path: &Path, images: &ArrayRef) -> Result<Vec<Option<Vec<u8>>>> {
     let wrong = || Error::Table { path: path.to_path_buf(), reason: format!("images are of type {}, expected bytes", images.data_type()) };
     let bytes = match images.as_struct_opt() {
@@ -301,7 +300,18 @@ fn encoded(path: &Path, images: &ArrayRef) -> Result<Vec<Option<Vec<u8>>>> {
         None => images,
     };
     let bytes = cast(bytes, &DataType::LargeBinary).map_err(|_| wrong())?;
-    Ok(bytes.as_binary::<i64>().iter().map(|image| image.map(<[u8]>::to_vec)).collect())
+    let paths = match images.as_struct_opt().and_then(|parts| parts.column_by_name("path")) {
+        Some(paths) => Some(cast(paths, &DataType::Utf8).map_err(|_| wrong())?),
+        None => None,
+    };
+    let folder = path.parent().unwrap_or(path);
+    let at_path = |i: usize| {
+        let paths = paths.as_ref()?.as_string::<i32>();
+        // Absolute paths stand alone.
+        paths.is_valid(i).then(|| std::fs::read(folder.join(paths.value(i))).ok()).flatten()
+    };
+    let bytes = bytes.as_binary::<i64>().iter().enumerate();
+    Ok(bytes.map(|(i, image)| image.map(<[u8]>::to_vec).or_else(|| at_path(i))).collect())
 }
 
 fn list_of_text() -> DataType {

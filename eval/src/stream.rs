@@ -88,7 +88,7 @@ pub(crate) fn encode_images<T: Send>(
             let mut features = encoder.encode_images(&batch.pixels);
             train::normalize_rows(&mut features, dim);
             each(encoder, batch.samples, &features)?;
-            context.progress(&format!(", {images} images"), batch.bytes, set.bytes, "bytes");
+            context.progress(&format!(", {images} images"), batch.bytes.min(set.bytes), set.bytes, "bytes");
         }
         // The receiver's end ends the producer, should it still be at work.
         drop(receiver);
@@ -120,7 +120,7 @@ fn send(
     let pixels = samples.into_par_iter().map(|mut sample| {
         let pixels = match sample.image.take() {
             Some(image) => preprocess(&image).map_err(|e| format!("{}: {e}", sample.key)),
-            None => Err(format!("{}: it has no image", sample.key)),
+            None => Err(format!("{}: it has no image (webp, png, jpg or jpeg)", sample.key)),
         };
         (sample, pixels)
     });

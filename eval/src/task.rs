@@ -143,7 +143,11 @@ impl Task {
             random: own.random,
             tags: own.tags,
             scores: own.scores,
-            fields: own.fields,
+            fields: if kind == Kind::Faces && own.fields.is_empty() {
+                crate::faces::FIELDS.map(str::to_string).to_vec()
+            } else {
+                own.fields
+            },
             groups: own.groups,
             folders: Vec::new(),
         };
@@ -168,7 +172,10 @@ impl Task {
             }
             Kind::Retrieval => crate::retrieval::metrics(),
             Kind::Association => crate::association::METRICS.map(str::to_string).to_vec(),
-            Kind::Faces => return Ok(()),
+            Kind::Faces if self.fields != crate::faces::FIELDS => {
+                return Err(format!("faces have the fields {:?}, got {:?}", crate::faces::FIELDS, self.fields));
+            }
+            Kind::Faces => crate::faces::metric_names(),
         };
         if let Some(score) = self.scores.iter().find(|score| !crate::metric::WILDS_SCORES.contains(&score.as_str())) {
             return Err(format!("scores has '{score}', expected some of {:?}", crate::metric::WILDS_SCORES));

@@ -40,7 +40,11 @@ impl Meter {
         let mut last = self.last_line.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if last.elapsed() >= BETWEEN_LINES && progress.done < progress.total {
             *last = Instant::now();
-            crate::note!("{} {}: {} of {} {}", self.verb, progress.what, progress.done, progress.total, progress.unit);
+            let amount = match progress.unit {
+                "bytes" => format!("{:.0} of {:.0} MB", progress.done as f64 / 1e6, progress.total as f64 / 1e6),
+                unit => format!("{} of {} {unit}", progress.done, progress.total),
+            };
+            crate::note!("{} {}: {amount}", self.verb, progress.what);
         }
     }
 

@@ -40,6 +40,22 @@ impl Pool {
         .boxed()
     }
 
+    /// That `column` holds the pool's embeddings of this dimension.
+    pub fn check_embedding<'a>(&'a self, column: &'a str, dim: usize) -> BoxFuture<'a, Result<()>> {
+        async move {
+            let dataset = self.require(Table::Pool).await?;
+            let field = dataset.schema().field(column).ok_or_else(|| Error::no_column(&dataset, column))?;
+            match field.data_type() {
+                DataType::FixedSizeList(_, there) if there as usize == dim => Ok(()),
+                other => {
+                    let (expected, got) = (format!("embeddings of {dim} dimensions, as the model's"), other.to_string());
+                    Err(Error::ColumnType { path: self.uri(Table::Pool).into(), column: column.to_string(), expected, got })
+                }
+            }
+        }
+        .boxed()
+    }
+
     /// The columns of the table, none where there is no such table.
     pub fn eval_images_columns(&self) -> BoxFuture<'_, Result<Vec<String>>> {
         async move {

@@ -36,7 +36,8 @@ pub struct Run {
 #[derive(Debug, Clone, Serialize)]
 pub struct Eval {
     pub run: String,
-    pub filter: String,
+    /// None for a checkpoint that was not trained here.
+    pub filter: Option<String>,
     pub task: String,
     pub metric: Option<String>,
     pub value: Option<f64>,

@@ -31,7 +31,11 @@ fn clip_benchmark(t: &Sandbox, data: &Path) {
     let path = |name: &str| data.join(name).display().to_string();
     let output = t.tarn(&["eval", &path("clip-tiny"), "--data", &path("evalsets"), "-o", "out", "--predictions"]);
     assert_eq!(output.code, 0, "{}", output.stderr);
-    assert!(output.stderr.contains("2 of DataComp's 38 tasks are there: there will be no average over 38"), "{}", output.stderr);
+    assert!(
+        output.stderr.contains("2 of DataComp's 38 tasks are there\nmissing, without which there is no average over 38: Caltech-101, "),
+        "{}",
+        output.stderr
+    );
     assert!(output.stderr.contains("not of DataComp's list, reported apart: flickr8k"), "{}", output.stderr);
     let results = read_results(&t.path("out")).unwrap();
     assert_eq!(results.len(), 3);
@@ -92,7 +96,7 @@ fn golden(_: &Sandbox) {
         ("acc5".into(), metric::accuracy_at(5, &top, &labels)),
         ("acc_avg".into(), metric::accuracy_at(1, &top, &labels)),
         ("mean_per_class_recall".into(), metric::mean_per_class_recall(&top, &labels)),
-        ("recall-macro_all".into(), metric::macro_recall(&top, &labels)),
+        ("recall-macro_all".into(), metric::mean_per_class_recall(&top, &labels)),
         ("F1-macro_all".into(), metric::macro_f1(&top, &labels)),
     ]);
     same(&got, &c["metrics"]);
@@ -144,6 +148,9 @@ fn ties_and_nothing(_: &Sandbox) {
     assert_eq!(hits, [0, 1, usize::MAX]);
     assert_eq!(eval::recalls(&hits, &[])["image_retrieval_recall@1"], Some(1.0 / 3.0));
     assert_eq!(eval::recalls(&hits, &[])["mean_recall@1"], None);
+    // A model that gives no numbers finds nothing but by chance.
+    let nothing = metric::first_hits(&[f32::NAN; 3], &[1.0, 1.0, 1.0], 1, |query, other| query == other);
+    assert_eq!(nothing, [0, 1, 2]);
     assert_eq!(metric::chosen(&[0.3, 0.3, 0.3], 2), [false, true, true]);
     assert_eq!((metric::jaccard(&[false], &[false]), metric::jaccard(&[true, false], &[true, true])), (0.0, 0.5));
     assert_eq!(eval::association_metrics(&[(5, 1.0)])["jaccard_score_10-12"], None);
@@ -316,10 +323,12 @@ fn list(values: ArrayRef, lengths: impl IntoIterator<Item = usize>) -> ArrayRef 
     Arc::new(ListArray::new(field, OffsetBuffer::from_lengths(lengths), values, None))
 }
 
-/// Hugging Face's column of images.
-fn image_column(images: &[usize]) -> ArrayRef {
-    let bytes: ArrayRef = Arc::new(BinaryArray::from_iter_values(images.iter().map(|i| source::picture(*i))));
-    let paths: ArrayRef = Arc::new(StringArray::from_iter_values(images.iter().map(|i| format!("{i}.jpg"))));
+/// Hugging Face's column of images: bytes, or paths to files that lie elsewhere.
+fn image_column(images: &[usize], elsewhere: Option<&Path>) -> ArrayRef {
+    let bytes = images.iter().map(|i| elsewhere.is_none().then(|| source::picture(*i)));
+    let bytes: ArrayRef = Arc::new(bytes.collect::<BinaryArray>());
+    let path = |i: usize| elsewhere.map_or(format!("{i}.jpg"), |folder| folder.join(format!("{i}.jpg")).display().to_string());
+    let paths: ArrayRef = Arc::new(StringArray::from_iter_values(images.iter().map(|i| path(*i))));
     let field = |name: &str, of: DataType| Arc::new(Field::new(name, of, true));
     Arc::new(StructArray::from(vec![(field("bytes", DataType::Binary), bytes), (field("path", DataType::Utf8), paths)]))
 }
@@ -355,7 +364,7 @@ fn association(t: &Sandbox, folder: &str, oracle: &mut Oracle) -> f64 {
     let answers: Vec<Vec<String>> = names.iter().enumerate().map(|(q, names)| names[1..3 + q % 2].to_vec()).collect();
     let batch = batch(vec![
         ("candidates", strings(&names)),
-        ("candidate_images", list(image_column(&candidates.concat()), sizes)),
+        ("candidate_images", list(image_column(&candidates.concat(), None), sizes)),
         ("cue", Arc::new(StringArray::from(cues.to_vec()))),
         ("associations", strings(&answers)),
     ]);
@@ -418,8 +427,10 @@ fn make_forty(t: &Sandbox, oracle: &mut Oracle) -> BTreeMap<String, f64> {
             }
             (Kind::Retrieval, _) => {
                 let images: Vec<usize> = (0..IMAGES).collect();
-                let columns =
-                    vec![("image", image_column(&images)), ("caption", strings(&images.iter().map(|i| captions(*i)).collect::<Vec<_>>()))];
+                let columns = vec![
+                    ("image", image_column(&images, None)),
+                    ("caption", strings(&images.iter().map(|i| captions(*i)).collect::<Vec<_>>())),
+                ];
                 let name = task.key.rsplit('/').next().unwrap();
                 arrow_stream(t, &format!("sets/hf_cache/nlphuji___{name}/TEST/1.1.0/ab/{name}-test.arrow"), &batch(columns));
                 mean_recall(oracle)
@@ -450,10 +461,11 @@ fn forty_tasks(t: &Sandbox) {
     let images: Vec<usize> = (0..IMAGES).collect();
     let first = |i: &usize| captions(*i)[0].clone();
     let columns = vec![
-        ("image", image_column(&images)),
+        ("image", image_column(&images, None)),
         ("caption", Arc::new(StringArray::from(images.iter().map(first).collect::<Vec<_>>())) as ArrayRef),
     ];
-    parquet(t, "sets/pairs/pairs.parquet", &batch(columns));
+    parquet(t, "sets/pairs/data/test-00000-of-00001.parquet", &batch(columns));
+    t.write("sets/notes.parquet", "a file that lies there by chance");
 
     let args = ["eval", "model", "--data", "sets", "-o", "out"];
     let output = t.tarn(&args);
@@ -504,7 +516,7 @@ fn forty_tasks(t: &Sandbox) {
     std::fs::remove_dir_all(t.path("sets/wds_objectnet_test")).unwrap();
     let output = t.tarn(&["eval", "model", "--data", "sets", "-o", "less"]);
     assert!(
-        output.stderr.contains("37 of DataComp's 38 tasks are there: there will be no average over 38\nmissing: ObjectNet\n"),
+        output.stderr.contains("37 of DataComp's 38 tasks are there\nmissing, without which there is no average over 38: ObjectNet\n"),
         "{}",
         output.stderr
     );
@@ -512,7 +524,16 @@ fn forty_tasks(t: &Sandbox) {
     let less = t.tarn(&["report", "less"]);
     let table = String::from_utf8_lossy(&less.stdout);
     assert!(table.contains("mean of 37 of 38") && !table.contains("Average over 38"), "{table}");
-    assert!(less.stderr.contains("it lacks ObjectNet"), "{}", less.stderr);
+    assert!(less.stderr.contains("37 of the 38 tasks, and no average over 38; lacking ObjectNet"), "{}", less.stderr);
+
+    // One evaluated again costs no other.
+    let before = by_key(t, "less");
+    let output =
+        t.tarn(&["eval", "model", "--data", "sets", "-o", "less", "--overwrite", "--tasks", " MNIST,wds_shapes_test", "--predictions"]);
+    assert!(output.code == 0 && !output.stderr.contains("as evaluated before"), "{}", output.stderr);
+    let values = |results: BTreeMap<String, TaskResult>| results.into_iter().map(|(key, result)| (key, result.metrics)).collect::<Vec<_>>();
+    assert_eq!(values(by_key(t, "less")), values(before));
+    assert!(t.path("less/predictions/mnist.csv").exists());
 
     // Results of another model are not mixed in.
     let other = Checkpoint { values: Parameters::new(&checkpoint().config.model_cfg).draw(10), ..checkpoint() };
@@ -608,6 +629,9 @@ fn broken(t: &Sandbox) {
     t.write("sets/typo/task.toml", "metric = 'acc2'\n");
     let output = t.tarn(&["eval", "model", "--data", "sets/typo", "-o", "typo"]);
     assert!(output.stderr.contains("metric = 'acc2', expected one of acc1, acc5, mean_per_class_recall"), "{}", output.stderr);
+    t.write("sets/typo/task.toml", "kind = 'faces'\nfields = ['age']\n");
+    let output = t.tarn(&["eval", "model", "--data", "sets/typo", "-o", "typo"]);
+    assert!(output.stderr.contains("faces have the fields"), "{}", output.stderr);
     t.fails(1, &["eval", "model", "--data", "nowhere"], &["no such folder: nowhere"]);
     t.fails(1, &["report", "nowhere"], &["no such folder: nowhere"]);
 }

@@ -16,12 +16,16 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// A run of the scale small as its folder would tell of it: with all tasks, the score of each the run's own.
-fn forge(t: &Sandbox, name: &str, seed: u64, subset: &str, score: impl Fn(usize) -> f64) {
-    let model_cfg = ModelConfig::named("tiny").unwrap();
-    let values = Parameters::new(&model_cfg).draw(3);
-    let checkpoint = Checkpoint { config: OpenClipConfig { model_cfg, preprocess_cfg: PreprocessConfig::default() }, values };
-    checkpoint.write(&t.path(name)).unwrap();
-    let digest: String = Encoder::open(&t.path(name)).unwrap().digest().iter().map(|byte| format!("{byte:02x}")).collect();
+fn forge(t: &Sandbox, name: &str, seed: u64, subset: &str, model: Option<&str>, score: impl Fn(usize) -> f64) {
+    let mut digest = String::new();
+    if let Some(model) = model {
+        let model_cfg = ModelConfig::named(model).unwrap();
+        let values = Parameters::new(&model_cfg).draw(3);
+        let checkpoint = Checkpoint { config: OpenClipConfig { model_cfg, preprocess_cfg: PreprocessConfig::default() }, values };
+        checkpoint.write(&t.path(name)).unwrap();
+        digest = Encoder::open(&t.path(name)).unwrap().digest().iter().map(|byte| format!("{byte:02x}")).collect();
+    }
+    std::fs::create_dir_all(t.path(name)).unwrap();
     let receipt = json!({
         "filter": subset, "sql": format!("SELECT uid FROM pool WHERE text <> '{subset}' & \"x\""), "parameters": {"fraction": 0.3}, "pool": "gone",
         "pool_version": 7, "pool_rows": 12_800_000, "subset_size": 8, "subset_sha256": sha256(t, subset), "resources": {},
@@ -67,10 +71,10 @@ fn sha256(t: &Sandbox, subset: &str) -> String {
 }
 
 fn side_by_side(t: &Sandbox) {
-    forge(t, "runs/base", 0, "no_filter", |i| 0.1 + i as f64 / 1000.0);
-    forge(t, "runs/score-0", 0, "score", |i| 0.15 + i as f64 / 1000.0);
-    forge(t, "runs/score-1", 1, "score", |i| 0.17 + i as f64 / 1000.0);
-    forge(t, "runs/score-2", 2, "score", |i| 0.19 + i as f64 / 1000.0);
+    forge(t, "runs/base", 0, "no_filter", None, |i| 0.1 + i as f64 / 1000.0);
+    forge(t, "runs/score-0", 0, "score", None, |i| 0.15 + i as f64 / 1000.0);
+    forge(t, "runs/score-1", 1, "score", None, |i| 0.17 + i as f64 / 1000.0);
+    forge(t, "runs/score-2", 2, "score", None, |i| 0.19 + i as f64 / 1000.0);
     let text = t.ok(&["report", "runs"]);
     // ImageNet is the task at 11; scores rise by a thousandth a task.
     for line in ["| base           | no_filter ", "| mean of 3 seeds | score ", "DataComp, small | CLIP score (L/14 30%)", "| chance"] {
@@ -135,6 +139,15 @@ fn side_by_side(t: &Sandbox) {
         assert_eq!(tags(tag).0, tags(tag).1, "{tag}");
     }
 
+    // A checkpoint on the way is no repetition of its run, and has seen fewer samples.
+    t.write("runs/score-1/checkpoints/step_00000625/eval_results.jsonl", std::fs::read(t.path("runs/score-1/eval_results.jsonl")).unwrap());
+    let steps = t.ok(&["report", "runs/score-0", "runs/score-1/checkpoints/step_00000625"]);
+    assert!(steps.contains("| score-1/step_00000625 | score ") && steps.contains("| 2.56M ") && !steps.contains("mean of"), "{steps}");
+    t.write("broken/eval_results.jsonl", "{bad\n");
+    let output = t.tarn(&["report", "runs/base", "broken"]);
+    assert!(output.code == 0 && output.stderr.contains("broken is left out: line 1 of broken/eval_results.jsonl"), "{}", output.stderr);
+    t.fails(2, &["report", "runs", "-o", "x.pdf"], &["a report ends in .html, .csv, .md, .tex or .txt, got .pdf"]);
+
     // Experiments as tables, without a pool.
     let sql = "SELECT r.filter, count(*) AS runs, round(avg(e.value), 3) AS imagenet FROM evals e JOIN runs r ON r.run = e.run WHERE e.task = 'imagenet1k' GROUP BY r.filter ORDER BY 1";
     assert_eq!(t.ok(&["sql", "runs", "-c", sql, "--format", "csv"]), "filter,runs,imagenet\nno_filter,1,0.111\nscore,3,0.181\n");
@@ -158,7 +171,7 @@ const WHO: [&str; 12] = [
 ];
 
 fn submissions(t: &Sandbox) {
-    forge(t, "run", 0, "score", |i| 0.15 + i as f64 / 1000.0);
+    forge(t, "run", 0, "score", Some("ViT-B-32"), |i| 0.15 + i as f64 / 1000.0);
     let submit =
         |run: &'static str, out: &'static str| -> Vec<&str> { ["report", run, "--submission", out].into_iter().chain(WHO).collect() };
     t.ok(&submit("run", "out"));
@@ -183,6 +196,7 @@ fn submissions(t: &Sandbox) {
         run["recipe"]["learning_rate"] = 1e-3.into();
         run["steps"] = 10.into();
         run["receipt"]["subset_sha256"] = "00".into();
+        run["recipe"]["model"] = "ViT-B-16".into();
     });
     let results = std::fs::read_to_string(t.path("run/eval_results.jsonl")).unwrap();
     let less: String = results.lines().skip(2).map(|line| line.replace("\"samples\":15000", "\"samples\":12") + "\n").collect();
@@ -192,7 +206,8 @@ fn submissions(t: &Sandbox) {
         &submit("run", "new"),
         &[
             "run cannot be submitted:",
-            "it is off its recipe: learning rate",
+            "it is off its recipe: model, learning rate",
+            "its weights are not of the model ViT-B-16",
             "it was trained for 10 of 3125 steps",
             "it has 36 of the 38 tasks, and lacks Caltech-101, CIFAR-10",
             "CLEVR Counts was evaluated on 12 of 15000 samples",
@@ -203,7 +218,7 @@ fn submissions(t: &Sandbox) {
     assert!(!t.path("new").exists());
     let report = t.tarn(&["report", "run"]);
     assert!(
-        report.stderr.contains("run was evaluated on fewer samples than DataComp's sets have: CLEVR Counts (12 of 15000)"),
+        report.stderr.contains("run: evaluated on fewer samples than DataComp's sets have: CLEVR Counts (12 of 15000)"),
         "{}",
         report.stderr
     );
@@ -260,5 +275,12 @@ fn contamination(t: &Sandbox) {
         report.contains("like evaluation images (4 bits)") && report.contains("like evaluation images (tiny_img, cosine 0.9999)"),
         "{report}"
     );
-    assert!(report.contains("| 12 ") && report.contains("(25.00%)") || report.contains("(16.67%)"), "{report}");
+    let near: f64 = csv("SELECT count(*) AS n FROM near_eval_images()").lines().nth(1).unwrap().parse().unwrap();
+    assert!((2.0..=3.0).contains(&near) && report.contains(&format!("| {near} ({:.2}%)", 100.0 * near / 12.0)), "{near}: {report}");
+    // A set that breaks off leaves the table as it was.
+    t.write("sets/wds_seen_test/test/0.tar", [1; 2000]);
+    t.fails(1, &args, &["sets/wds_seen_test/test/0.tar: the shard cannot be read"]);
+    assert_eq!(csv("SELECT count(*) AS n FROM eval_images"), "n\n6\n");
+    let other = ["eval-images", "pool", "--data", "sets", "--model", "run", "--column", "tiny_image"];
+    t.fails(1, &other, &["tiny_image"]);
 }

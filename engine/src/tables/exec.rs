@@ -119,7 +119,11 @@ impl TablePlanner {
             }
             "near_eval_images" => {
                 let pool = self.reads.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
-                Work::NearEvalImages { pool, threshold: values.count("threshold")?.unwrap_or(4) as u32 }
+                let threshold = values.count("threshold")?.unwrap_or(4);
+                if threshold > 64 {
+                    return plan_err!("'threshold' of near_eval_images is of 64 bits, got {threshold}");
+                }
+                Work::NearEvalImages { pool, threshold: threshold as u32 }
             }
             _ => {
                 let pool = self.reads.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();

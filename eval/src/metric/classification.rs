@@ -20,13 +20,8 @@ pub fn accuracy_at(k: usize, top: &[Vec<usize>], labels: &[usize]) -> Option<f64
 }
 
 /// The mean over the classes that occur of the share of their samples whose first class is right: scikit-learn's
-/// `balanced_accuracy_score`.
+/// `balanced_accuracy_score`, and its `recall_score(average="macro")` over those labels.
 pub fn mean_per_class_recall(top: &[Vec<usize>], labels: &[usize]) -> Option<f64> {
-    macro_recall(top, labels)
-}
-
-/// scikit-learn's `recall_score(average="macro")` over the labels that occur.
-pub fn macro_recall(top: &[Vec<usize>], labels: &[usize]) -> Option<f64> {
     mean(counts(top, labels).iter().filter(|c| c.labelled > 0).map(|c| c.right as f64 / c.labelled as f64))
 }
 

@@ -8,7 +8,7 @@ mod retrieval;
 use std::collections::BTreeMap;
 
 pub use association::{chosen, jaccard};
-pub use classification::{accuracy_at, macro_f1, macro_recall, mean_per_class_recall, top_k};
+pub use classification::{accuracy_at, macro_f1, mean_per_class_recall, top_k};
 pub use groups::{Grouping, group_accuracies};
 pub use retrieval::first_hits;
 

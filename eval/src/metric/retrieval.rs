@@ -17,8 +17,10 @@ pub fn first_hits(queries: &[f32], others: &[f32], dim: usize, belongs: impl Fn(
         let rank = |(i, scores): (usize, &[f32])| {
             let query = block * BLOCK + i;
             let of_it = (0..m).filter(|other| belongs(query, *other));
-            let best = of_it.reduce(|best, other| if scores[other] > scores[best] { other } else { best })?;
-            let higher = |other: &usize| scores[*other] > scores[best] || (scores[*other] == scores[best] && *other < best);
+            // NaN is below everything.
+            let score = |other: usize| if scores[other].is_nan() { f32::NEG_INFINITY } else { scores[other] };
+            let best = of_it.reduce(|best, other| if score(other) > score(best) { other } else { best })?;
+            let higher = |other: &usize| score(*other) > score(best) || (score(*other) == score(best) && *other < best);
             Some((0..m).filter(higher).count())
         };
         hits.par_extend(scores.par_chunks_exact(m.max(1)).enumerate().map(|at| rank(at).unwrap_or(usize::MAX)));

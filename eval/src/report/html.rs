@@ -114,10 +114,11 @@ fn bars(page: &mut String, report: &Report) {
     }
     if name == Aggregate::Average.name() {
         let published = published(&report.runs).into_iter();
-        bars.extend(published.map(|b| Bar { pale: true, ..bar(format!("DataComp: {}", b.filter), b.score(Aggregate::Average)) }));
+        bars.extend(published.map(|b| Bar { pale: true, ..bar(b.filter.clone(), b.score(Aggregate::Average)) }));
     }
     if !bars.is_empty() {
-        let _ = writeln!(page, "<h2>{}</h2>\n<figure>{}</figure>", escape(&name), plot::scores(&bars, chance));
+        let pale = if bars.iter().any(|bar| bar.pale) { "<figcaption>Grey: DataComp's baselines.</figcaption>" } else { "" };
+        let _ = writeln!(page, "<h2>{}</h2>\n<figure>{}{pale}</figure>", escape(&name), plot::scores(&bars, chance));
     }
 }
 
@@ -140,12 +141,16 @@ fn legend(i: usize, name: &str) -> String {
 fn differences(page: &mut String, report: &Report) {
     let base = &report.runs[report.against.unwrap_or(0)];
     let order: Vec<String> = tasks().iter().map(|task| task.key.clone()).collect();
+    let difference = |run: &RunResults, key: &str| Some(run.score(key)? - base.score(key)?);
+    let all = report.runs.iter().flat_map(|run| run.results.iter().filter_map(|result| difference(run, &result.key)));
+    let most = all.map(f64::abs).fold(0.0, f64::max);
     for run in report.runs.iter().filter(|run| run.folder != base.folder) {
-        let mut results: Vec<_> = run.results.iter().filter(|result| result.score().is_some()).collect();
+        // DataComp's tasks by themselves, where there are any.
+        let listed = run.has_listed() && base.has_listed();
+        let mut results: Vec<_> = run.results.iter().filter(|result| result.score().is_some() && result.listed() == listed).collect();
         results.sort_by_key(|result| order.iter().position(|key| *key == result.key).unwrap_or(order.len()));
-        let difference = |key: &str| Some(run.score(key)? - base.score(key)?);
         let bar = |label: &str, value: f64| Bar { label: label.to_string(), value, error: 0.0, pale: false };
-        let bars: Vec<Bar> = results.iter().filter_map(|result| Some(bar(&result.dataset, difference(&result.key)?))).collect();
+        let bars: Vec<Bar> = results.iter().filter_map(|result| Some(bar(&result.dataset, difference(run, &result.key)?))).collect();
         if bars.is_empty() {
             continue;
         }
@@ -157,7 +162,7 @@ fn differences(page: &mut String, report: &Report) {
             escape(&title),
             bars.len(),
             mean(bars.iter().map(|bar| bar.value)).map_or("-".into(), |mean| format!("{mean:+.3}")),
-            plot::differences(&bars)
+            plot::differences(&bars, most)
         );
     }
 }
@@ -175,19 +180,14 @@ fn source(page: &mut String, run: &RunResults) {
             fact(&format!("parameter {name}"), value.to_string());
         }
         fact("subset", format!("{} of {} samples ({share:.1}%), {} with an image", receipt.subset_size, receipt.pool_rows, of.samples));
-        fact(
-            "seen",
-            format!(
-                "{} samples in {} steps: each {:.2} times",
-                of.samples_seen,
-                of.steps,
-                of.samples_seen as f64 / of.samples.max(1) as f64
-            ),
-        );
-        fact("recipe", format!("{}, {}", of.scale, if of.on_recipe { "as published" } else { "changed" }));
+        let (seen, steps) = (run.samples_seen, run.step.unwrap_or(of.steps));
+        fact("seen", format!("{seen} samples in {steps} steps: each {:.2} times", seen as f64 / of.samples.max(1) as f64));
+        fact("recipe", format!("{}, {}", of.scale, if of.on_recipe { "unchanged" } else { "changed" }));
         fact("model", of.recipe.model.clone());
         fact("seed", of.seed.to_string());
-        fact("last loss", score(Some(of.loss.into())));
+        if run.step.is_none() {
+            fact("last loss", score(Some(of.loss.into())));
+        }
         fact("subset's SHA-256", receipt.subset_sha256.clone());
     }
     let _ = writeln!(page, "<section><h3>{}</h3>\n<dl>", escape(&run.name));

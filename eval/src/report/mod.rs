@@ -43,10 +43,15 @@ pub fn report(folders: &[PathBuf], against: Option<&str>) -> Result<Report> {
         at.ok_or_else(|| Error::NoRun { name: name.to_string(), known: runs.iter().map(|run| run.name.clone()).collect() })
     };
     let against = against.map(named).transpose()?;
-    notes.extend(runs.iter().flat_map(summary::notes));
-    let (summary, more) = summary::summary(&runs);
-    notes.extend(more);
-    Ok(Report { tasks: tasks::listed(&runs, against), others: tasks::others(&runs), summary, notes, against, runs })
+    notes.extend(summary::all_notes(&runs));
+    Ok(Report {
+        summary: summary::summary(&runs),
+        tasks: tasks::listed(&runs, against),
+        others: tasks::others(&runs, against),
+        notes,
+        against,
+        runs,
+    })
 }
 
 impl Report {

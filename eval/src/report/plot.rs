@@ -104,7 +104,7 @@ pub(super) fn losses(curves: &[Vec<(f64, f64)>]) -> String {
 }
 
 const ROW: u32 = 24;
-const LABELS: u32 = 250;
+const LABELS: u32 = 270;
 
 /// Horizontal bars from 0, with their values, and a line where chance lies.
 pub(super) fn scores(bars: &[Bar], chance: Option<f64>) -> String {
@@ -117,9 +117,9 @@ pub(super) fn scores(bars: &[Bar], chance: Option<f64>) -> String {
     )
 }
 
-/// Differences: horizontal bars to both sides of 0.
-pub(super) fn differences(bars: &[Bar]) -> String {
-    let most = bars.iter().map(|bar| bar.value.abs() + bar.error).fold(1e-3, f64::max) * 1.25;
+/// Differences: horizontal bars to both sides of 0, as far as `most`, so that plots can be compared.
+pub(super) fn differences(bars: &[Bar], most: f64) -> String {
+    let most = most.max(1e-3) * 1.25;
     rows(bars, -most..most, |bar| (if bar.value < 0.0 { WORSE } else { BETTER }, format!("{:+.3}", bar.value)), None)
 }
 
@@ -183,7 +183,7 @@ fn tick(x: f64) -> String {
 
 /// What fits beside a bar.
 fn shortened(label: &str) -> String {
-    const MOST: usize = 34;
+    const MOST: usize = 38;
     match label.chars().count() > MOST {
         true => label.chars().take(MOST - 1).chain(['…']).collect(),
         false => label.to_string(),

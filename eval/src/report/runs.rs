@@ -19,6 +19,9 @@ pub struct RunResults {
     pub run_folder: PathBuf,
     /// None for checkpoints that were not trained here.
     pub run: Option<Run>,
+    /// That of a checkpoint on the way.
+    pub step: Option<u64>,
+    pub samples_seen: u64,
     pub results: Vec<TaskResult>,
     /// Samples seen and the loss, of every step.
     pub losses: Vec<(f64, f64)>,
@@ -57,7 +60,11 @@ pub(super) fn read(folders: &[PathBuf]) -> Result<(Vec<RunResults>, Vec<String>)
             return Err(Error::NoResults { path: folder.clone() });
         }
         for folder in inside.into_iter().filter(|folder| runs.iter().all(|run| run.folder != *folder)).collect::<Vec<_>>() {
-            runs.push(read_run(&folder)?);
+            match read_run(&folder) {
+                Ok(run) => runs.push(run),
+                Err(e @ Error::Json { .. }) => notes.push(format!("{} is left out: {e}", name_of(&folder))),
+                Err(e) => return Err(e),
+            }
         }
     }
     if runs.is_empty() {
@@ -101,8 +108,20 @@ fn read_run(folder: &Path) -> Result<RunResults> {
     let run = run_folder.join(RUN_FILE).exists().then(|| Run::read(run_folder)).transpose()?;
     let batch_size = run.as_ref().map_or(1, |run| run.recipe.batch_size);
     let losses = read_losses(&run_folder.join("metrics.jsonl"), batch_size);
+    let step: Option<u64> = of.and_then(|_| name_of(folder).rsplit('_').next()?.parse().ok());
+    let samples_seen = step.map_or(run.as_ref().map_or(0, |run| run.samples_seen), |step| step * batch_size as u64);
     let run_folder = run_folder.to_path_buf();
-    Ok(RunResults { name, folder: folder.to_path_buf(), run_folder, run, results: read_results(folder)?, losses, facts: Vec::new() })
+    Ok(RunResults {
+        step,
+        samples_seen,
+        name,
+        folder: folder.to_path_buf(),
+        run_folder,
+        run,
+        results: read_results(folder)?,
+        losses,
+        facts: Vec::new(),
+    })
 }
 
 #[derive(Deserialize)]

@@ -2,13 +2,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use storage::Subset;
-use train::{CONFIG_FILE, Encoder, Run, SCALES, SUBSET_FILE, WEIGHTS_FILE};
+use train::{CONFIG_FILE, Encoder, ModelConfig, Run, SCALES, SUBSET_FILE, WEIGHTS_FILE};
 
 use super::runs::RunResults;
 use crate::results::RESULTS_FILE;
 use crate::set::hex;
 use crate::task::scored;
-use crate::{Aggregate, Error, Result};
+use crate::{Error, Result};
 
 /// What DataComp's leaderboard asks of those who submit. Source: its `evaluate.py`.
 #[derive(Debug, Clone)]
@@ -28,14 +28,20 @@ pub struct Submission {
     pub checkpoint: bool,
 }
 
-/// Writes what `evaluate.py --submit` would upload into `out`, which must be empty or not there: `SCALE_scale/results.jsonl`,
-/// `SCALE_scale/samples/*.npy`, the weights if asked for, and `metadata.json`, the entry for the leaderboard's table. Refuses
-/// a run that is not on its recipe or not wholly evaluated, with all reasons at once.
+const RECEIPT_FILE: &str = "receipt.json";
+
+/// Writes what `evaluate.py --submit` uploads into `out`, which must be empty or not there: `SCALE_scale/results.jsonl`,
+/// `SCALE_scale/samples/*.npy`, the weights if asked for (in open_clip's own format, not as `checkpoint.pt`), and
+/// `metadata.json`, the entry for the leaderboard's table but for its time. The receipt comes along. Refuses a run that is not
+/// on its recipe or not wholly evaluated, with all reasons at once, and writes nothing then.
 pub fn submit(run: &RunResults, submission: &Submission, out: &Path) -> Result<Vec<PathBuf>> {
     let refuse = |reasons: Vec<String>| Error::NotSubmittable { run: run.name.clone(), reasons };
     let Some(of) = &run.run else { return Err(refuse(vec!["it is no run of tarn train: its recipe is not known".into()])) };
     let samples = submission.samples.clone().unwrap_or_else(|| run.folder.join(SUBSET_FILE));
-    let reasons = reasons(run, of, &samples);
+    let mut reasons = reasons(run, of, &samples);
+    if !submission.email.contains('@') {
+        reasons.push(format!("'{}' is no address of email", submission.email));
+    }
     if !reasons.is_empty() {
         return Err(refuse(reasons));
     }
@@ -47,7 +53,7 @@ pub fn submit(run: &RunResults, submission: &Submission, out: &Path) -> Result<V
     let mut copies = vec![
         (run.folder.join(RESULTS_FILE), scale.join("results.jsonl")),
         (samples.clone(), scale.join("samples").join(samples_name)),
-        (run.folder.join("receipt.json"), scale.join("receipt.json")),
+        (run.folder.join(RECEIPT_FILE), scale.join(RECEIPT_FILE)),
     ];
     if submission.checkpoint {
         copies.extend([WEIGHTS_FILE, CONFIG_FILE].map(|name| (run.folder.join(name), scale.join(name))));
@@ -69,12 +75,16 @@ pub fn submit(run: &RunResults, submission: &Submission, out: &Path) -> Result<V
 /// Everything that stands against it.
 fn reasons(run: &RunResults, of: &Run, samples: &Path) -> Vec<String> {
     let mut reasons = Vec::new();
+    if run.step.is_some() {
+        reasons.push("it is a checkpoint on the way, not the run".into());
+    }
     if !SCALES[2..].contains(&of.scale.as_str()) {
         reasons.push(format!("the leaderboard has the scales {}, it is of {}", SCALES[2..].join(", "), of.scale));
     }
     let off = of.recipe.off_recipe();
-    if !off.is_empty() {
-        reasons.push(format!("it is off its recipe: {}", off.join(", ")));
+    if !off.is_empty() || !of.on_recipe {
+        let what = if off.is_empty() { "its training says so".to_string() } else { off.join(", ") };
+        reasons.push(format!("it is off its recipe: {what}"));
     }
     if of.steps < of.recipe.steps() {
         reasons.push(format!("it was trained for {} of {} steps", of.steps, of.recipe.steps()));
@@ -87,12 +97,20 @@ fn reasons(run: &RunResults, of: &Run, samples: &Path) -> Vec<String> {
         let (seen, all) = (result.samples, result.samples + result.lacking());
         reasons.push(format!("{} was evaluated on {seen} of {all} samples, {} unreadable", result.dataset, result.unreadable));
     }
-    match Encoder::open(&run.folder).map(|encoder| hex(&encoder.digest())) {
-        Ok(digest) if run.results.iter().any(|result| result.listed() && result.checkpoint != digest) => {
-            reasons.push("results are of other weights than the run's".into());
+    match Encoder::open(&run.folder) {
+        Ok(encoder) => {
+            if ModelConfig::named(&of.recipe.model).as_ref() != Some(encoder.config()) {
+                reasons.push(format!("its weights are not of the model {}", of.recipe.model));
+            }
+            let digest = hex(&encoder.digest());
+            if run.results.iter().any(|result| result.listed() && result.checkpoint != digest) {
+                reasons.push("results are of other weights than the run's".into());
+            }
         }
-        Ok(_) => {}
         Err(e) => reasons.push(format!("its weights cannot be read: {e}")),
+    }
+    if !run.folder.join(RECEIPT_FILE).exists() {
+        reasons.push(format!("{} is missing", run.folder.join(RECEIPT_FILE).display()));
     }
     match Subset::read(samples) {
         Ok(subset) if subset.digest() != of.receipt.subset_sha256 => {
@@ -109,9 +127,10 @@ fn metadata(run: &RunResults, of: &Run, submission: &Submission) -> Value {
         "scale": of.scale,
         "model": of.recipe.model,
         "dataset_size": of.receipt.subset_size.to_string(),
-        "checkpoint": WEIGHTS_FILE,
+        "checkpoint": submission.checkpoint.then_some(WEIGHTS_FILE),
         "batch_size": of.recipe.batch_size,
-        "learning_rate": of.recipe.learning_rate,
+        // As it is written, not as float32 rounds it.
+        "learning_rate": of.recipe.learning_rate.to_string().parse::<f64>().ok(),
         "method_name": submission.method,
         "author": submission.author,
         "email": submission.email,
@@ -119,7 +138,6 @@ fn metadata(run: &RunResults, of: &Run, submission: &Submission) -> Value {
         "hf_repo_name": submission.hf_repo,
         "track": submission.track,
         "writeup": submission.writeup,
-        "average": Aggregate::Average.of(|task| run.score(&task.key)),
     });
     for result in run.results.iter().filter(|result| result.listed()) {
         if let Some(score) = result.score() {

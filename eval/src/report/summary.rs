@@ -15,9 +15,8 @@ struct Column<'a> {
     published: Option<Aggregate>,
 }
 
-/// The table, and what is to be said of it.
-pub(super) fn summary(runs: &[RunResults]) -> (Table, Vec<String>) {
-    let (columns, notes) = match runs.iter().any(RunResults::has_listed) {
+pub(super) fn summary(runs: &[RunResults]) -> Table {
+    let columns = match runs.iter().any(RunResults::has_listed) {
         true => of_datacomp(runs),
         false => of_others(runs),
     };
@@ -29,7 +28,7 @@ pub(super) fn summary(runs: &[RunResults]) -> (Table, Vec<String>) {
     };
     for run in runs {
         let about = match &run.run {
-            Some(of) => [of.receipt.filter.clone(), short(of.receipt.subset_size), short(of.samples_seen)],
+            Some(of) => [of.receipt.filter.clone(), short(of.receipt.subset_size), short(run.samples_seen)],
             None => ["-", "-", "-"].map(str::to_string),
         };
         let [filter, size, seen] = about;
@@ -58,38 +57,30 @@ pub(super) fn summary(runs: &[RunResults]) -> (Table, Vec<String>) {
     let header = fixed.into_iter().chain(columns.into_iter().map(|column| column.name)).collect();
     let mut table = Table { title: "Scores".into(), header, rows, scores_from: 4 };
     table.mark_best();
-    (table, notes)
+    table
 }
 
 /// From a million on as DataComp's tables have it: `12.8M`.
 fn short(n: u64) -> String {
-    match n {
-        1_000_000.. => format!("{:.2}", n as f64 / 1e6).trim_end_matches('0').trim_end_matches('.').to_string() + "M",
-        n => n.to_string(),
-    }
+    let (unit, name) = match n {
+        1_000_000_000.. => (1e9, "B"),
+        1_000_000.. => (1e6, "M"),
+        n => return n.to_string(),
+    };
+    format!("{:.2}", n as f64 / unit).trim_end_matches('0').trim_end_matches('.').to_string() + name
 }
 
 /// The five aggregates; and where no run has all 38 tasks the mean of those that all have, under its own name.
-fn of_datacomp(runs: &[RunResults]) -> (Vec<Column<'_>>, Vec<String>) {
+fn of_datacomp(runs: &[RunResults]) -> Vec<Column<'_>> {
     let mut columns: Vec<Column> = Vec::new();
     for aggregate in Aggregate::ALL {
         let of = move |run: &RunResults| aggregate.of(|task| run.score(&task.key));
         columns.push(Column { name: aggregate.name().into(), of: Box::new(of), chance: aggregate.chance(), published: Some(aggregate) });
     }
-    let mut notes = Vec::new();
     let whole = |run: &RunResults| Aggregate::Average.of(|task| run.score(&task.key)).is_some();
-    if !runs.iter().all(whole) {
-        let with: Vec<&RunResults> = runs.iter().filter(|run| run.has_listed()).collect();
+    let with: Vec<&RunResults> = runs.iter().filter(|run| run.has_listed()).collect();
+    if !with.iter().all(|run| whole(run)) {
         let common: Vec<_> = scored().filter(|task| with.iter().all(|run| run.score(&task.key).is_some())).collect();
-        for run in with.iter().filter(|run| !whole(run)) {
-            let lacks: Vec<&str> = scored().filter(|task| run.score(&task.key).is_none()).map(|task| task.name.as_str()).collect();
-            notes.push(format!(
-                "{} has {} of the 38 tasks, and no average over 38; it lacks {}",
-                run.name,
-                38 - lacks.len(),
-                lacks.join(", ")
-            ));
-        }
         if !common.is_empty() {
             let name = format!("mean of {} of 38", common.len());
             let chance = mean(common.iter().filter_map(|task| task.random));
@@ -103,11 +94,11 @@ fn of_datacomp(runs: &[RunResults]) -> (Vec<Column<'_>>, Vec<String>) {
     // Without a run that has it, a column says nothing but for the baselines.
     let scales = !published(runs).is_empty();
     columns.retain(|column| scales || runs.iter().any(|run| (column.of)(run).is_some()));
-    (columns, notes)
+    columns
 }
 
 /// The tasks themselves, and their mean for runs that have all.
-fn of_others(runs: &[RunResults]) -> (Vec<Column<'_>>, Vec<String>) {
+fn of_others(runs: &[RunResults]) -> Vec<Column<'_>> {
     let tasks = others(runs);
     let mut columns: Vec<Column> = Vec::new();
     for task in &tasks {
@@ -117,15 +108,13 @@ fn of_others(runs: &[RunResults]) -> (Vec<Column<'_>>, Vec<String>) {
     }
     let keys: Vec<String> = tasks.iter().map(|task| task.key.clone()).collect();
     let chance: Option<Vec<f64>> = tasks.iter().map(|task| task.random).collect();
-    let lacking = runs.iter().filter(|run| keys.iter().any(|key| run.score(key).is_none()));
-    let notes = lacking.map(|run| format!("{} lacks tasks that others have, and has no average", run.name)).collect();
     let name = format!("average of {}", keys.len());
     let of = move |run: &RunResults| {
         let scores: Option<Vec<f64>> = keys.iter().map(|key| run.score(key)).collect();
         mean(scores?)
     };
     columns.push(Column { name, of: Box::new(of), chance: chance.and_then(mean), published: None });
-    (columns, notes)
+    columns
 }
 
 /// A result of each task that is not of DataComp's list, in the order in which runs have them.
@@ -143,7 +132,8 @@ pub(super) fn others(runs: &[RunResults]) -> Vec<&TaskResult> {
 pub(super) fn repeats(runs: &[RunResults]) -> Vec<Vec<&RunResults>> {
     let mut groups: Vec<Vec<&RunResults>> = Vec::new();
     for run in runs {
-        let Some(of) = &run.run else { continue };
+        // Not its checkpoints on the way.
+        let Some(of) = run.run.as_ref().filter(|_| run.step.is_none()) else { continue };
         let alike = |other: &RunResults| {
             let other = other.run.as_ref().is_some_and(|other| {
                 other.recipe == of.recipe && other.steps == of.steps && other.receipt.subset_sha256 == of.receipt.subset_sha256
@@ -185,15 +175,38 @@ pub(super) fn published(runs: &[RunResults]) -> Vec<Baseline> {
     scales.into_iter().flat_map(baselines).collect()
 }
 
-/// What a run's scores do not say.
-pub(super) fn notes(run: &RunResults) -> Vec<String> {
+/// What runs' scores do not say, said once of all that it holds for.
+pub(super) fn all_notes(runs: &[RunResults]) -> Vec<String> {
+    let mut notes: Vec<(String, Vec<&str>)> = Vec::new();
+    let others = if runs.iter().any(RunResults::has_listed) { Vec::new() } else { others(runs) };
+    for run in runs {
+        let lacks = others.iter().any(|task| run.score(&task.key).is_none());
+        let lacks = lacks.then(|| "tasks that others have are lacking, and with them the average".to_string());
+        for note in self::notes(run).into_iter().chain(lacks) {
+            match notes.iter_mut().find(|(text, _)| *text == note) {
+                Some((_, names)) => names.push(&run.name),
+                None => notes.push((note, vec![&run.name])),
+            }
+        }
+    }
+    notes.into_iter().map(|(text, names)| format!("{}: {text}", names.join(", "))).collect()
+}
+
+fn notes(run: &RunResults) -> Vec<String> {
     let mut notes = Vec::new();
+    let lacks: Vec<&str> = scored().filter(|task| run.score(&task.key).is_none()).map(|task| task.name.as_str()).collect();
+    if run.has_listed() && !lacks.is_empty() {
+        notes.push(format!("{} of the 38 tasks, and no average over 38; lacking {}", 38 - lacks.len(), lacks.join(", ")));
+    }
     if let Some(of) = run.run.as_ref().filter(|of| !of.on_recipe) {
         let mut off = of.recipe.off_recipe();
-        if off.is_empty() {
+        if of.steps < of.recipe.steps() {
             off.push("steps");
         }
-        notes.push(format!("{} is off the recipe of its scale: {}", run.name, off.join(", ")));
+        if off.is_empty() {
+            off.push("the model's configuration");
+        }
+        notes.push(format!("off the recipe of its scale: {}", off.join(", ")));
     }
     let less: Vec<String> = run
         .results
@@ -202,12 +215,12 @@ pub(super) fn notes(run: &RunResults) -> Vec<String> {
         .map(|r| format!("{} ({} of {})", r.dataset, r.samples, r.samples + r.lacking()))
         .collect();
     if !less.is_empty() {
-        notes.push(format!("{} was evaluated on fewer samples than DataComp's sets have: {}", run.name, less.join(", ")));
+        notes.push(format!("evaluated on fewer samples than DataComp's sets have: {}", less.join(", ")));
     }
     let unreadable: Vec<String> =
         run.results.iter().filter(|r| r.unreadable > 0).map(|r| format!("{} ({})", r.dataset, r.unreadable)).collect();
     if !unreadable.is_empty() {
-        notes.push(format!("{}: samples left out, their images could not be read: {}", run.name, unreadable.join(", ")));
+        notes.push(format!("samples left out, their images could not be read: {}", unreadable.join(", ")));
     }
     notes
 }

@@ -70,7 +70,7 @@ impl Table {
         text + "\\bottomrule\n\\end{tabular}\n"
     }
 
-    /// Marks the highest of each column of scores, among the runs and their means.
+    /// Marks the highest of each column of scores among the runs, as they are printed.
     pub fn mark_best(&mut self) {
         for i in self.scores_from..self.header.len() {
             let value = |row: &Row| row.cells[i].split(' ').next().and_then(|cell| cell.parse::<f64>().ok());

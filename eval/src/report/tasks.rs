@@ -17,13 +17,13 @@ pub(super) fn listed(runs: &[RunResults], against: Option<usize>) -> Option<Tabl
     table("Tasks", rows, runs, against)
 }
 
-/// Tasks of other kinds, where the summary has DataComp's.
-pub(super) fn others(runs: &[RunResults]) -> Option<Table> {
-    if !runs.iter().any(RunResults::has_listed) {
+/// Tasks that are not of the list, where the summary has DataComp's or a run was chosen to compare with.
+pub(super) fn others(runs: &[RunResults], against: Option<usize>) -> Option<Table> {
+    if against.is_none() && !runs.iter().any(RunResults::has_listed) {
         return None;
     }
-    let rows: Vec<Row> = other_tasks(runs).into_iter().map(|result| row(result, runs, None)).collect();
-    table("Other tasks", rows, runs, None)
+    let rows: Vec<Row> = other_tasks(runs).into_iter().map(|result| row(result, runs, against)).collect();
+    table("Other tasks", rows, runs, against)
 }
 
 fn table(title: &str, rows: Vec<Row>, runs: &[RunResults], against: Option<usize>) -> Option<Table> {

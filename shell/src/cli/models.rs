@@ -154,7 +154,7 @@ pub(crate) struct Report {
     #[arg(long)]
     pub subsets: bool,
     /// With the subsets, how many samples are as near to an evaluation image as this cosine, by eval_images' embeddings
-    #[arg(long, value_name = "COSINE")]
+    #[arg(long, value_name = "COSINE", value_parser = parse_cosine)]
     pub similarity: Option<f64>,
     /// The run that differences are taken from, by its name; the first if it is not given
     #[arg(long, value_name = "RUN")]
@@ -208,6 +208,13 @@ pub(crate) enum ReportFormat {
     Latex,
     /// One page with plots, which needs no other file
     Html,
+}
+
+fn parse_cosine(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(cosine) if (-1.0..=1.0).contains(&cosine) => Ok(cosine),
+        _ => Err(format!("expected a number between -1 and 1, got '{text}'")),
+    }
 }
 
 /// `full` or `blocks:N`.

@@ -13,29 +13,33 @@ use crate::progress::Meter;
 use crate::{Error, Result, STOP};
 
 pub(crate) fn run(args: cli::Eval, runtime: &Runtime) -> Result<()> {
+    let mut encoder = match &args.checkpoint {
+        Some(checkpoint) if !args.list => Some(open_encoder(checkpoint)?),
+        _ => None,
+    };
     let mut found = eval::find(&args.data)?;
-    say_what_is_there(&found);
-    let sets = match args.tasks.is_empty() {
-        true => std::mem::take(&mut found.sets),
-        false => chosen(std::mem::take(&mut found.sets), &args.tasks)?,
-    };
-    if args.list {
-        return print(&listing(&sets));
+    let sets = std::mem::take(&mut found.sets);
+    let sets = if args.tasks.is_empty() { sets } else { chosen(sets, &args.tasks)? };
+    if args.tasks.is_empty() {
+        say_what_is_there(&sets, &found);
     }
-    let Some(checkpoint) = &args.checkpoint else {
-        return Err(Error::Usage { message: "a checkpoint is needed".into(), hint: "tarn eval RUN --data DIR, or --list" });
+    say_what_differs(&sets);
+    let (Some(checkpoint), Some(encoder)) = (&args.checkpoint, &mut encoder) else {
+        return print(&listing(&sets));
     };
-    let mut encoder = open_encoder(checkpoint)?;
-    let out =
-        args.output.as_deref().unwrap_or(if checkpoint.is_dir() { checkpoint } else { checkpoint.parent().unwrap_or(Path::new(".")) });
+    let beside = if checkpoint.is_dir() { checkpoint } else { checkpoint.parent().unwrap_or(Path::new(".")) };
+    let out = args.output.as_deref().unwrap_or(beside);
     let meter = Meter::new("eval");
-    let mut failed: Vec<String> = found.broken.iter().map(|(path, _)| path.display().to_string()).collect();
+    // Where tasks are chosen, other sets may be broken.
+    let broken = if args.tasks.is_empty() { found.broken.as_slice() } else { &[] };
+    let mut failed: Vec<String> = broken.iter().map(|(path, _)| path.display().to_string()).collect();
     let failures = std::sync::Mutex::new(&mut failed);
     let on_event = |event: Event| {
         meter.suspend(|| match event {
             Event::Known(result) => crate::note!("{}: {}, as evaluated before", result.dataset, score(result)),
             Event::Done(result, unreadable) => {
-                crate::note!("{}: {} ({} samples, {:.1} s)", result.dataset, score(result), result.samples, result.seconds);
+                let of = if result.lacking() > 0 { format!(" of {}", result.samples + result.lacking()) } else { String::new() };
+                crate::note!("{}: {} ({}{of} samples, {:.1} s)", result.dataset, score(result), result.samples, result.seconds);
                 if let Some(first) = unreadable.first.as_ref().filter(|_| result.unreadable > 0) {
                     crate::note!("{}: {} samples are left out, an image cannot be read: {first}", result.dataset, result.unreadable);
                 }
@@ -48,11 +52,13 @@ pub(crate) fn run(args: cli::Eval, runtime: &Runtime) -> Result<()> {
         });
     };
     let options = eval::Options { overwrite: args.overwrite, predictions: args.predictions };
-    let results = eval::evaluate(&mut encoder, &sets, out, options, &STOP, &|progress| meter.show(progress), &on_event);
+    let results = eval::evaluate(encoder, &sets, out, options, &STOP, &|progress| meter.show(progress), &on_event);
     meter.finish();
     let results = results?;
     print(&table(&results))?;
-    say_aggregates(&results);
+    // With those of earlier calls.
+    say_aggregates(&eval::read_results(out).unwrap_or_default());
+    crate::note!("results are in {}", out.display());
     if args.output.is_none() {
         record(checkpoint, &results, runtime)?;
     }
@@ -62,30 +68,46 @@ pub(crate) fn run(args: cli::Eval, runtime: &Runtime) -> Result<()> {
     }
 }
 
-fn say_what_is_there(found: &Found) {
-    let missing: Vec<&str> = found.missing.iter().filter(|task| task.metric.is_some()).map(|task| task.name.as_str()).collect();
-    let others: Vec<&str> = found.sets.iter().filter(|set| !set.listed).map(|set| set.task.name.as_str()).collect();
-    let of_38 = found.of_38();
-    if of_38 > 0 {
-        crate::note!("{of_38} of DataComp's 38 tasks are there{}", if of_38 == 38 { "" } else { ": there will be no average over 38" });
+fn say_what_is_there(sets: &[EvalSet], found: &Found) {
+    let names = |of: &dyn Fn(&eval::Task) -> bool| -> Vec<&str> {
+        found.missing.iter().filter(|task| of(task)).map(|task| task.name.as_str()).collect()
+    };
+    let (missing, unscored) = (names(&|task| task.metric.is_some()), names(&|task| task.metric.is_none()));
+    let others: Vec<&str> = sets.iter().filter(|set| !set.listed).map(|set| set.task.name.as_str()).collect();
+    if missing.len() < 38 {
+        crate::note!("{} of DataComp's 38 tasks are there", 38 - missing.len());
         if !missing.is_empty() {
-            crate::note!("missing: {}", missing.join(", "));
+            crate::note!("missing, without which there is no average over 38: {}", missing.join(", "));
+        }
+        if !unscored.is_empty() {
+            crate::note!("missing, and no part of the average: {}", unscored.join(", "));
         }
     }
     if !others.is_empty() {
         crate::note!("not of DataComp's list, reported apart: {}", others.join(", "));
     }
-    for path in &found.doubled {
-        crate::note!("{} is passed over: another folder holds this task", path.display());
+    for (path, other) in &found.doubled {
+        crate::note!("{} is passed over: {} holds this task", path.display(), other.display());
     }
     for (path, e) in &found.broken {
         crate::note!("{} cannot be evaluated: {e}", path.display());
     }
 }
 
+/// Sets of DataComp's tasks that are not DataComp's.
+fn say_what_differs(sets: &[EvalSet]) {
+    for set in sets.iter().filter(|set| set.listed) {
+        if let Some(classes) = set.task.classes.filter(|classes| *classes != set.classnames.len() as u64) {
+            crate::note!("warning: {} has {} classes here, {classes} in DataComp's set", set.task.name, set.classnames.len());
+        }
+    }
+}
+
 /// The sets of these keys or names, in their order.
 fn chosen(sets: Vec<EvalSet>, names: &[String]) -> Result<Vec<EvalSet>> {
-    let is = |set: &EvalSet, name: &String| set.task.key == *name || set.task.name.eq_ignore_ascii_case(name);
+    let folder = |set: &EvalSet| set.folder.file_name().is_some_and(|folder| names.iter().any(|name| *folder == *name.trim()));
+    let is = |set: &EvalSet, name: &str| set.task.key == name || set.task.name.eq_ignore_ascii_case(name) || folder(set);
+    let names: Vec<&str> = names.iter().map(|name| name.trim()).collect();
     if let Some(name) = names.iter().find(|name| !sets.iter().any(|set| is(set, name))) {
         let known = sets.iter().flat_map(|set| [set.task.key.as_str(), set.task.name.as_str()]);
         let near = storage::closest(name, known).map(|near| format!(", did you mean '{near}'?")).unwrap_or_default();
@@ -152,14 +174,14 @@ fn record(checkpoint: &Path, results: &[TaskResult], runtime: &Runtime) -> Resul
         crate::note!("the pool {} is not there, its table evals gets no rows", run.pool);
         return Ok(());
     };
-    Ok(runtime.block_on(records::write_evals(&pool, &rows(checkpoint, &run, results)))?)
+    Ok(runtime.block_on(records::write_evals(&pool, &rows(checkpoint, Some(&run), results)))?)
 }
 
-pub(crate) fn rows(folder: &Path, run: &Run, results: &[TaskResult]) -> Vec<Eval> {
+pub(crate) fn rows(folder: &Path, run: Option<&Run>, results: &[TaskResult]) -> Vec<Eval> {
     let name = absolute(&folder.display().to_string());
     let row = |r: &TaskResult| Eval {
         run: name.clone(),
-        filter: run.receipt.filter.clone(),
+        filter: run.map(|run| run.receipt.filter.clone()),
         task: r.key.clone(),
         metric: r.metric.clone(),
         value: r.score(),

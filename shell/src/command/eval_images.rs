@@ -14,17 +14,18 @@ use train::Encoder;
 use super::{block_on, open_encoder};
 use crate::cli;
 use crate::progress::Meter;
-use crate::{Error, Result, STOP};
+use crate::{Result, STOP};
 
 pub(crate) fn run(args: cli::EvalImages, runtime: &Runtime) -> Result<()> {
     let pool = block_on(runtime, Pool::open(&args.pool))?;
     let found = eval::find(&args.data)?;
-    let mut failed: Vec<String> = Vec::new();
-    for (path, e) in &found.broken {
-        crate::note!("{} cannot be read: {e}", path.display());
-        failed.push(path.display().to_string());
+    if let Some((_, e)) = found.broken.into_iter().next() {
+        return Err(e.into());
     }
     let mut encoder = args.model.as_deref().map(open_encoder).transpose()?;
+    if let (Some(column), Some(encoder)) = (&args.column, &encoder) {
+        block_on(runtime, pool.check_embedding(column, encoder.config().embed_dim))?;
+    }
     let embedding = args.column.as_deref().zip(encoder.as_ref().map(|encoder| encoder.config().embed_dim));
     let schema = eval_images_schema(embedding);
     let meter = Meter::new("eval-images");
@@ -32,28 +33,25 @@ pub(crate) fn run(args: cli::EvalImages, runtime: &Runtime) -> Result<()> {
     let (sender, receiver) = sync_channel::<Result<RecordBatch, ArrowError>>(2);
     let batches = RecordBatchIterator::new(receiver, schema.clone());
     let (written, read) = std::thread::scope(|scope| {
-        let reader = scope.spawn(|| read(encoder.as_mut(), &found.sets, &schema, sender, &meter, &mut failed));
+        let reader = scope.spawn(|| read(encoder.as_mut(), &found.sets, &schema, sender, &meter));
         let written = runtime.block_on(pool.write_eval_images(Box::new(batches)));
         (written, reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
     meter.finish();
     let images = read?;
     written?;
-    crate::note!("{images} images of {} evaluation sets are in eval_images", found.sets.len());
-    match failed.is_empty() {
-        true => Ok(()),
-        false => Err(Error::NotEvaluated { sets: failed }),
-    }
+    crate::note!("the table eval_images holds {images} images of {} evaluation sets now, and nothing else", found.sets.len());
+    Ok(())
 }
 
-/// The number of images read. A stop ends the table's writing with an error, so that nothing of it is kept.
+/// The number of images read. A stop and a set that is broken end the table's writing with an error, so that the table stays
+/// as it was: half of a set would pass for all of it.
 fn read(
     mut encoder: Option<&mut Encoder>,
     sets: &[EvalSet],
     schema: &SchemaRef,
     sender: SyncSender<Result<RecordBatch, ArrowError>>,
     meter: &Meter,
-    failed: &mut Vec<String>,
 ) -> Result<u64> {
     let mut images = 0;
     for set in sets {
@@ -61,16 +59,10 @@ fn read(
             images += chunk.len() as u64;
             chunk.is_empty() || sender.send(batch(schema, &chunk)).is_ok()
         };
-        match for_each_image(encoder.as_deref_mut(), set, &STOP, &|progress| meter.show(progress), &mut each) {
-            Ok(()) => {}
-            Err(stopped @ eval::Error::Interrupted { .. }) => {
-                let _ = sender.send(Err(ArrowError::ExternalError("stopped".into())));
-                return Err(stopped.into());
-            }
-            Err(e) => {
-                meter.suspend(|| crate::note!("{}: {e}", set.task.name));
-                failed.push(set.task.name.clone());
-            }
+        let done = for_each_image(encoder.as_deref_mut(), set, &STOP, &|progress| meter.show(progress), &mut each);
+        if let Err(e) = done {
+            let _ = sender.send(Err(ArrowError::ExternalError("not all sets were read".into())));
+            return Err(e.into());
         }
     }
     Ok(images)

@@ -17,13 +17,18 @@ pub(crate) fn run(args: cli::Report, runtime: &Runtime) -> Result<()> {
         return submission(&args, &report, out);
     }
     let ending = args.output.as_deref().and_then(Path::extension).and_then(|ending| ending.to_str());
-    let format = args.format.unwrap_or(match ending {
-        Some("html") => ReportFormat::Html,
-        Some("csv") => ReportFormat::Csv,
-        Some("md") => ReportFormat::Markdown,
-        Some("tex") => ReportFormat::Latex,
-        _ => ReportFormat::Text,
-    });
+    let format = match (args.format, ending) {
+        (Some(format), _) => format,
+        (None, Some("html")) => ReportFormat::Html,
+        (None, Some("csv")) => ReportFormat::Csv,
+        (None, Some("md")) => ReportFormat::Markdown,
+        (None, Some("tex")) => ReportFormat::Latex,
+        (None, None | Some("txt")) => ReportFormat::Text,
+        (None, Some(other)) => {
+            let message = format!("a report ends in .html, .csv, .md, .tex or .txt, got .{other}");
+            return Err(Error::Usage { message, hint: "or give --format" });
+        }
+    };
     if args.subsets || args.similarity.is_some() || format == ReportFormat::Html {
         block_on(runtime, subset_facts::add(&mut report.runs, &args.queries, args.similarity))?;
     }
