@@ -146,7 +146,8 @@ fn training(_: &Sandbox, data: &Path) {
         expected["caption_indices"].as_array().unwrap().iter().map(|i| caption_ids(&ids, i.as_u64().unwrap() as usize)).collect();
     let sample = pixels.len() / n;
     for (step, expected_step) in expected["steps"].as_array().unwrap().iter().enumerate() {
-        let report = trainer.step(&captions, |range| pixels[range.start * sample..range.end * sample].to_vec(), &|_| true).unwrap();
+        let report =
+            trainer.step(&captions, |range| pixels[range.start * sample..range.end * sample].to_vec(), &|_| true).unwrap().unwrap();
         let close = |what: &str, got: f64, key: &str, tolerance: f64| {
             let expected = number(&expected_step[key]);
             assert!((got / expected - 1.0).abs() < tolerance, "step {step}: {what} {got}, expected {expected}");

@@ -58,7 +58,7 @@ fn trainer(config: &ModelConfig, values: &[f32], capacity: Capacity, learning_ra
 fn step(trainer: &mut Trainer<Cpu>) -> f32 {
     let (pixels, captions) = batch();
     let sample = pixels.len() / BATCH;
-    trainer.step(&captions, |range| pixels[range.start * sample..range.end * sample].to_vec(), &|_| true).unwrap().loss
+    trainer.step(&captions, |range| pixels[range.start * sample..range.end * sample].to_vec(), &|_| true).unwrap().unwrap().loss
 }
 
 /// The loss and its gradient at `values`.

@@ -7,6 +7,7 @@ mod evaluation;
 mod filters;
 mod golden;
 mod gradients;
+mod group;
 mod path;
 mod plain;
 mod real;
@@ -38,6 +39,7 @@ fn main() {
         training::TESTS,
         evaluation::TESTS,
         reports::TESTS,
+        group::TESTS,
     ]
     .concat()
     {

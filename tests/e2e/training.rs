@@ -456,7 +456,11 @@ fn overfit(t: &Sandbox, data: &Path) {
     let mut trainer = Trainer::new(Model::new(Cpu::new(), &config, &start.values, Capacity::of(&config, 64, 77, 1)), recipe);
     let mut loss = f32::NAN;
     for _ in 0..150 {
-        loss = trainer.step(&captions, |range| normalized[range.start * sample..range.end * sample].to_vec(), &|_| true).unwrap().loss;
+        loss = trainer
+            .step(&captions, |range| normalized[range.start * sample..range.end * sample].to_vec(), &|_| true)
+            .unwrap()
+            .unwrap()
+            .loss;
     }
     let mut trained = Encoder::new(Checkpoint { config: start.config, values: trainer.values(0..trainer.model.parameters.len) });
     let (mut images, mut texts) = (trained.encode_images(&pixels), trained.encode_texts(&samples.iter().map(|s| s.1).collect::<Vec<_>>()));

@@ -60,7 +60,7 @@ fn step(model: &str, batch: usize, steps: usize) {
     let captions: Vec<Vec<u32>> = (0..batch).map(caption).collect();
     for _ in 0..steps {
         timed(batch, || {
-            trainer.step(&captions, |range| pixels[range.start * sample..range.end * sample].to_vec(), &|_| true);
+            trainer.step(&captions, |range| pixels[range.start * sample..range.end * sample].to_vec(), &|_| true).unwrap();
         });
     }
 }
@@ -88,7 +88,7 @@ fn load(pool: &str, size: usize, batch_size: usize, rounds: usize) {
     });
     let mut model = config("tiny");
     model.vision_cfg.image_size = size;
-    let order = Order { seed: 1, batch_size, shuffle: Shuffle::Full, steps: 0..rounds as u64 };
+    let order = Order { seed: 1, batch_size, shuffle: Shuffle::Full, steps: 0..rounds as u64, part: 0, parts: 1 };
     let _inside = runtime.enter();
     let batches = train::loader::start(samples, &model, Arc::new(Tokenizer::default()), order);
     for _ in 0..rounds {

@@ -37,7 +37,7 @@ pub fn doctor(samples: &Samples, plan: &Plan) -> Result<Ceilings> {
     let runtime = tokio::runtime::Handle::current();
     let batch_size = plan.capacity()?.samples.max(64);
     // Of a part of a step: the draws of the run's own order.
-    let order = |steps| Order { seed: plan.seed, batch_size, shuffle: plan.shuffle, steps };
+    let order = |steps| Order { seed: plan.seed, batch_size, shuffle: plan.shuffle, steps, part: 0, parts: 1 };
     let prepare = loader::Prepare::new(&plan.model, Arc::new(Tokenizer::default()));
     let draw = loader::Draw::new(samples, &order(0..1));
     let (mut read, mut decode, mut seen) = (Duration::ZERO, Duration::ZERO, 0);
@@ -61,10 +61,10 @@ pub fn doctor(samples: &Samples, plan: &Plan) -> Result<Ceilings> {
     let batches = loader::start(samples.clone(), &plan.model, Arc::new(Tokenizer::default()), order(0..1));
     let batch = batches.recv().map_err(|_| crate::Error::WorkerPanicked)??;
     // The first step also takes memory from the system.
-    crate::run::train_step(&mut trainer, &batch, &|_| true);
+    crate::run::train_step(&mut trainer, &batch, &|_| true)?;
     let (start, flops, mut steps) = (Instant::now(), trainer.model.backend.flops(), 0);
     while steps == 0 || start.elapsed() < AT_LEAST {
-        crate::run::train_step(&mut trainer, &batch, &|_| true);
+        crate::run::train_step(&mut trainer, &batch, &|_| true)?;
         steps += 1;
     }
     let seconds = start.elapsed().as_secs_f64();

@@ -54,6 +54,12 @@ pub enum Error {
     WorkerPanicked,
     #[error("the loss is {loss} at step {step}: the training diverged")]
     Diverged { step: u64, loss: f32 },
+    #[error("{name} is '{value}', expected {expected}")]
+    Environment { name: &'static str, value: String, expected: &'static str },
+    #[error("process {rank}: {reason}")]
+    Group { rank: usize, reason: String },
+    #[error("a batch of {batch_size} cannot be shared by {world} processes")]
+    Share { batch_size: usize, world: usize },
     #[error("stopped after {done} of {total}")]
     Stopped { done: u64, total: u64 },
     #[error("stopped at step {step} of {steps}")]
@@ -77,6 +83,8 @@ impl Error {
             Error::ParameterShape { .. } | Error::ParameterMissing { .. } => {
                 "open_clip_config.json and the weights beside it belong to different models".into()
             }
+            Error::Share { world, .. } => format!("choose a batch that {world} divides, or another number of processes"),
+            Error::Group { .. } => "start all processes again; with --resume the run goes on".into(),
             Error::RunExists { .. } => "choose another folder with -o, or remove this one".into(),
             Error::RunUnfinished { .. } => "go on with the same command and --resume, or remove the folder".into(),
             Error::NothingToResume { .. } => "leave --resume away to begin".into(),

@@ -53,13 +53,16 @@ pub struct Order {
     pub shuffle: Shuffle,
     /// Steps counted from 0.
     pub steps: Range<u64>,
+    /// Of so many equal parts of each batch this one, counted from 0.
+    pub part: usize,
+    pub parts: usize,
 }
 
 /// Starts reading on threads of its own; batches arrive in order and are a function of (samples, seed, shuffle, step)
-/// only. Must be called inside a tokio runtime. Dropping the receiver stops it.
+/// only. The parts make the batch of one process, but for draws that replace unreadable images: each part has its own. Must be called inside a tokio runtime. Dropping the receiver stops it.
 pub fn start(samples: Samples, model: &ModelConfig, tokenizer: Arc<Tokenizer>, order: Order) -> Receiver<Result<Batch>> {
     // Batches that wait for the step: none where one batch is large, it is made while the last is trained on.
-    let bytes = order.batch_size * 3 * model.vision_cfg.image_size.pow(2);
+    let bytes = order.batch_size / order.parts * 3 * model.vision_cfg.image_size.pow(2);
     let (sender, receiver) = sync_channel((AHEAD / bytes.max(1)).min(4));
     let draw = Draw::new(&samples, &order);
     let prepare = Prepare::new(model, tokenizer);
@@ -78,14 +81,14 @@ pub fn start(samples: Samples, model: &ModelConfig, tokenizer: Arc<Tokenizer>, o
 
 /// The batch of a step. Chunks are read while those before them are decoded.
 fn make(samples: &Samples, draw: &Draw, prepare: &Prepare, runtime: &tokio::runtime::Handle, step: u64) -> Result<Batch> {
-    let mut draws = draw.step(step);
-    let n = draw.batch_size;
+    let n = draw.batch_size / draw.parts;
+    let mut draws = draw.part_of_step(step);
     let mut batch = Batch { which: Vec::new(), captions: Vec::new(), pixels: Vec::new(), draws_replaced: 0, unreadable: Vec::new() };
     batch.pixels.reserve_exact(n * prepare.size.pow(2) * 3);
     let mut since_readable = 0;
     while batch.captions.len() < n {
         // All that is missing is drawn at once; what turns out to be unreadable is drawn for in the next round.
-        let drawn: Vec<Drawn> = (0..n - batch.captions.len()).map(|_| draws.next()).collect();
+        let drawn: Vec<Drawn> = (0..n - batch.captions.len()).map(|_| draws()).collect();
         let (sender, receiver) = sync_channel(1);
         let reading = runtime.spawn(read(samples.clone(), drawn.clone(), sender));
         for chunk in drawn.chunks(CHUNK) {
@@ -142,6 +145,8 @@ struct Drawn {
 pub(crate) struct Draw {
     seed: u64,
     batch_size: usize,
+    part: usize,
+    parts: usize,
     count: usize,
     /// Running sum of the weights of samples, where they differ, in the order that is drawn from.
     cumulative: Option<Vec<f64>>,
@@ -170,7 +175,8 @@ impl Draw {
             });
             running.collect()
         });
-        Draw { seed: order.seed, batch_size: order.batch_size, count: samples.len(), cumulative, blocks }
+        let Order { seed, batch_size, part, parts, .. } = *order;
+        Draw { seed, batch_size, part, parts, count: samples.len(), cumulative, blocks }
     }
 
     /// The positions that a step draws first.
@@ -184,6 +190,20 @@ impl Draw {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         rng.set_stream(step);
         Draws { draw: self, rng, block: 0..0, left: 0, next: 0 }
+    }
+
+    /// The draws of this part: its stretch of the batch, then every so many-th of those behind it.
+    fn part_of_step(&self, step: u64) -> impl FnMut() -> Drawn {
+        let mut draws = self.step(step);
+        let n = self.batch_size / self.parts;
+        let mut first: Vec<Drawn> = (0..self.batch_size).map(|_| draws.next()).collect();
+        let mut first = first.drain(self.part * n..(self.part + 1) * n).collect::<Vec<_>>().into_iter();
+        move || {
+            first.next().unwrap_or_else(|| {
+                let round: Vec<Drawn> = (0..self.parts).map(|_| draws.next()).collect();
+                round[self.part]
+            })
+        }
     }
 
     /// A position among `range`, in proportion to the weights.
@@ -274,7 +294,7 @@ mod tests {
             running.collect()
         });
         let blocks = block.map(|size| Blocks { order: (0..count as u32).rev().collect(), size });
-        Draw { seed: 5, batch_size: 8, count, cumulative, blocks }
+        Draw { seed: 5, batch_size: 8, part: 0, parts: 1, count, cumulative, blocks }
     }
 
     fn counts(draw: &Draw, draws: usize) -> Vec<usize> {
@@ -294,6 +314,19 @@ mod tests {
                 assert!((got - expected).abs() <= 0.08 * expected, "{block:?}: {got} draws of weight {weight}, expected {expected}");
             }
         }
+    }
+
+    #[test]
+    fn parts_make_the_batch() {
+        let drawn = |draw: &Draw, n: usize| {
+            let mut draws = draw.part_of_step(7);
+            (0..n).map(|_| draws()).collect::<Vec<Drawn>>()
+        };
+        let whole = drawn(&draw(100, None, None), 12);
+        let of = |part: usize| drawn(&Draw { part, parts: 4, ..draw(100, None, None) }, 3);
+        assert_eq!((0..4).flat_map(|part| of(part)[..2].to_vec()).collect::<Vec<_>>(), whole[..8]);
+        // One that is replaced takes the next of its own.
+        assert_eq!((0..4).map(|part| of(part)[2]).collect::<Vec<_>>(), whole[8..]);
     }
 
     #[test]

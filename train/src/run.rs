@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 use storage::{Missing, Receipt, Samples, Subset};
 
 use crate::backend::{Backend, Cpu};
-use crate::checkpoint::{write_model, write_whole};
+use crate::checkpoint::{f32_bytes, floats, write_model, write_whole};
 use crate::config::{OpenClipConfig, PreprocessConfig};
+use crate::group::Group;
 use crate::journal::{Lines, Unreadable};
 use crate::loader::{self, Batch, Order, Shuffle};
 use crate::model::Model;
@@ -107,12 +108,15 @@ pub struct Data {
 }
 
 /// Trains on `data` and writes `out`: the checkpoint, those on the way, `metrics.jsonl`, `subset.npy`,
-/// `receipt.json` and `run.json`. Call it inside a tokio runtime; it blocks. `stop` ends it soon, with a checkpoint and an error; other
-/// errors leave a checkpoint too, but for a loss that is not finite.
-pub fn train(data: Data, plan: &Plan, out: &Path, stop: &AtomicBool, on_event: &dyn Fn(Event)) -> Result<Run> {
+/// `receipt.json` and `run.json`. Call it inside a tokio runtime; it blocks. `stop` ends it soon, with a checkpoint and an
+/// error; other errors leave a checkpoint too, but for a loss that is not finite. Of a group each process is called with the
+/// same data and plan, and the first alone writes.
+pub fn train(data: Data, plan: &Plan, group: Group, out: &Path, stop: &AtomicBool, on_event: &dyn Fn(Event)) -> Result<Run> {
     let Data { subset, samples, missing, receipt } = data;
-    let mut training = Training::start(samples, &receipt, plan, out, on_event)?;
-    subset.write(&out.join(SUBSET_FILE))?;
+    let mut training = Training::start(samples, &receipt, plan, group, out, on_event)?;
+    if training.files.is_some() {
+        subset.write(&out.join(SUBSET_FILE))?;
+    }
     drop(subset);
     match training.steps(stop, on_event) {
         Ok(()) => training.finish(missing, receipt),
@@ -126,8 +130,8 @@ pub fn train(data: Data, plan: &Plan, out: &Path, stop: &AtomicBool, on_event: &
 struct Training<'a> {
     plan: &'a Plan,
     out: &'a Path,
-    /// Nobody else writes to the folder while it is held.
-    _lock: File,
+    /// None for all but the first process of a group.
+    files: Option<Files>,
     samples: Samples,
     trainer: Trainer<Cpu>,
     state: State,
@@ -136,15 +140,44 @@ struct Training<'a> {
     seen: Seen,
     /// Where samples are tracked, the first position of each one's uid.
     first: Vec<u32>,
-    metrics: Lines,
-    unreadable: Unreadable,
     /// When this part of the run began, and the seconds of those before it.
     start: Instant,
     seconds_before: f64,
 }
 
+/// What is written as the run goes.
+struct Files {
+    /// Nobody else writes to the folder while it is held.
+    _lock: File,
+    metrics: Lines,
+    unreadable: Unreadable,
+}
+
+/// What a process of a group tells the others of its part of a batch.
+#[derive(Serialize, Deserialize)]
+struct Part {
+    stopped: bool,
+    which: Vec<u32>,
+    draws_replaced: u64,
+    unreadable: Vec<(String, String)>,
+}
+
 impl<'a> Training<'a> {
-    fn start(samples: Samples, receipt: &Receipt, plan: &'a Plan, out: &'a Path, on_event: &dyn Fn(Event)) -> Result<Training<'a>> {
+    fn start(
+        samples: Samples,
+        receipt: &Receipt,
+        plan: &'a Plan,
+        mut group: Group,
+        out: &'a Path,
+        on_event: &dyn Fn(Event),
+    ) -> Result<Training<'a>> {
+        let (batch_size, world) = (plan.recipe.batch_size, group.world());
+        if batch_size % world != 0 {
+            return Err(Error::Share { batch_size, world });
+        }
+        if group.rank() > 0 {
+            return Training::join(samples, plan, group, out);
+        }
         let capacity = plan.capacity()?;
         if out.join(RUN_FILE).exists() {
             return Err(Error::RunExists { path: out.to_path_buf() });
@@ -188,13 +221,77 @@ impl<'a> Training<'a> {
         write_receipt(receipt, plan, out)?;
         let metrics = Lines::open(out, "metrics.jsonl", state.step)?;
         let unreadable = Unreadable::open(out, state.step)?;
+        let files = Some(Files { _lock: lock, metrics, unreadable });
+        if world > 1 {
+            group.broadcast(serde_json::to_vec(&state).expect("a state is plain data"))?;
+        }
+        if let (Some([m, v]), true) = (&moments, world > 1) {
+            for part in [&values, m, v] {
+                group.broadcast(f32_bytes(part).to_vec())?;
+            }
+        }
         let mut trainer = Trainer::new(Model::new(Cpu::new(), &plan.model, &values, capacity), plan.recipe.clone());
         if let Some([m, v]) = &moments {
             trainer.resume(state.step, [m, v]);
         }
         let (saved, seconds_before) = (state.step, state.seconds);
         let start = Instant::now();
-        Ok(Training { plan, out, _lock: lock, samples, trainer, state, saved, seen, first, metrics, unreadable, start, seconds_before })
+        trainer.group = group;
+        Ok(Training { plan, out, files, samples, trainer, state, saved, seen, first, start, seconds_before })
+    }
+
+    /// A process that is not the first: it takes from that where the run stands.
+    fn join(samples: Samples, plan: &'a Plan, mut group: Group, out: &'a Path) -> Result<Training<'a>> {
+        let capacity = plan.capacity()?;
+        let state: State = serde_json::from_slice(&group.broadcast(Vec::new())?).map_err(|e| group.broken(e))?;
+        plan.about(&samples).check(&state.about, out)?;
+        let mut values = Parameters::new(&plan.model).draw(plan.seed);
+        let mut moments = None;
+        if state.step > 0 {
+            let mut next = || Ok::<_, Error>(floats(&group.broadcast(Vec::new())?));
+            values = next()?;
+            moments = Some([next()?, next()?]);
+        }
+        let mut trainer = Trainer::new(Model::new(Cpu::new(), &plan.model, &values, capacity), plan.recipe.clone());
+        if let Some([m, v]) = &moments {
+            trainer.resume(state.step, [m, v]);
+        }
+        trainer.group = group;
+        let (saved, seconds_before) = (state.step, state.seconds);
+        let (seen, first, start) = (Seen::default(), Vec::new(), Instant::now());
+        Ok(Training { plan, out, files: None, samples, trainer, state, saved, seen, first, start, seconds_before })
+    }
+
+    /// The same of all processes' parts of a batch, in the order of their samples; or that one of them is to stop.
+    fn share(&mut self, batch: &mut Option<Batch>) -> Result<bool> {
+        if self.trainer.group.world() == 1 {
+            return Ok(batch.is_some());
+        }
+        let part = match batch {
+            Some(batch) => Part {
+                stopped: false,
+                which: std::mem::take(&mut batch.which),
+                draws_replaced: batch.draws_replaced,
+                unreadable: batch.unreadable.drain(..).map(|(uid, reason)| (uid.to_string(), reason)).collect(),
+            },
+            None => Part { stopped: true, which: Vec::new(), draws_replaced: 0, unreadable: Vec::new() },
+        };
+        let parts = self.trainer.group.gather(&serde_json::to_vec(&part).expect("plain data"))?;
+        let mut stopped = false;
+        let mut of_all = Part { stopped: false, which: Vec::new(), draws_replaced: 0, unreadable: Vec::new() };
+        for part in parts {
+            let part: Part = serde_json::from_slice(&part).map_err(|e| self.trainer.group.broken(e))?;
+            stopped |= part.stopped;
+            of_all.which.extend(part.which);
+            of_all.draws_replaced += part.draws_replaced;
+            of_all.unreadable.extend(part.unreadable);
+        }
+        if let Some(batch) = batch {
+            batch.which = of_all.which;
+            batch.draws_replaced = of_all.draws_replaced;
+            batch.unreadable = of_all.unreadable.into_iter().filter_map(|(uid, reason)| Some((uid.parse().ok()?, reason))).collect();
+        }
+        Ok(!stopped)
     }
 
     /// The steps that are left.
@@ -202,20 +299,24 @@ impl<'a> Training<'a> {
         let plan = self.plan;
         let steps = plan.steps();
         let left = self.state.step..steps;
-        let order = Order { seed: plan.seed, batch_size: plan.recipe.batch_size, shuffle: plan.shuffle, steps: left.clone() };
+        let (part, parts) = (self.trainer.group.rank(), self.trainer.group.world());
+        let (seed, batch_size, shuffle) = (plan.seed, plan.recipe.batch_size, plan.shuffle);
+        let order = Order { seed, batch_size, shuffle, steps: left.clone(), part, parts };
         let batches = loader::start(self.samples.clone(), &plan.model, Arc::new(Tokenizer::default()), order);
         let mut last_save = Instant::now();
         for step in left.start + 1..=steps {
             let interrupted = Error::Interrupted { step: step - 1, steps };
             let step_start = Instant::now();
-            let Some(batch) = next(&batches, stop)? else { return Err(interrupted) };
+            let mut batch = next(&batches, stop)?;
+            let goes_on = self.share(&mut batch)?;
+            let Some(batch) = batch.filter(|_| goes_on) else { return Err(interrupted) };
             let waited = step_start.elapsed().as_secs_f64();
             let flops = self.trainer.model.backend.flops();
             let goes_on = |share: f64| {
                 on_event(Event::Part { step, share });
                 !stop.load(Ordering::Relaxed)
             };
-            let Some(report) = train_step(&mut self.trainer, &batch, &goes_on) else { return Err(interrupted) };
+            let Some(report) = train_step(&mut self.trainer, &batch, &goes_on)? else { return Err(interrupted) };
             if !report.loss.is_finite() {
                 return Err(Error::Diverged { step, loss: report.loss });
             }
@@ -223,7 +324,9 @@ impl<'a> Training<'a> {
             self.state.loss = report.loss;
             self.state.unreadable += batch.draws_replaced;
             self.seen.add(&batch.which, &self.first, &report.losses);
-            self.unreadable.add(step, &batch.unreadable)?;
+            if let Some(files) = &mut self.files {
+                files.unreadable.add(step, &batch.unreadable)?;
+            }
             let seconds = step_start.elapsed().as_secs_f64();
             let report = StepReport {
                 step,
@@ -236,7 +339,9 @@ impl<'a> Training<'a> {
                 data_wait: waited / seconds,
                 flops_per_second: (self.trainer.model.backend.flops() - flops) / (seconds - waited),
             };
-            self.metrics.write(&report)?;
+            if let Some(files) = &mut self.files {
+                files.metrics.write(&report)?;
+            }
             on_event(Event::Step(report));
             if step < steps && (plan.keeps(step) || last_save.elapsed() > SAVE_EVERY) {
                 self.save()?;
@@ -248,7 +353,7 @@ impl<'a> Training<'a> {
 
     /// A checkpoint of where the run stands, if it has moved.
     fn save(&mut self) -> Result<()> {
-        if self.state.step == self.saved {
+        if self.state.step == self.saved || self.files.is_none() {
             return Ok(());
         }
         self.state.seconds = self.seconds();
@@ -263,8 +368,11 @@ impl<'a> Training<'a> {
 
     fn finish(self, missing: Missing, receipt: Receipt) -> Result<Run> {
         let (plan, out, seconds) = (self.plan, self.out, self.seconds());
-        write_model(out, &config(plan), |range| self.trainer.values(range))?;
-        if plan.track_samples {
+        let writes = self.files.is_some();
+        if writes {
+            write_model(out, &config(plan), |range| self.trainer.values(range))?;
+        }
+        if plan.track_samples && writes {
             storage::write_seen(&out.join(SAMPLES_FILE), &self.samples, &self.seen.counts, &self.seen.last_loss)?;
         }
         let (steps, samples_seen) = (self.state.step, self.state.step * plan.recipe.batch_size as u64);
@@ -286,9 +394,11 @@ impl<'a> Training<'a> {
             samples_per_second: samples_seen as f64 / seconds,
             receipt,
         };
-        write_json(&out.join(RUN_FILE), &run)?;
-        // The run is whole: what it could have gone on from goes.
-        saved::prune(out, |step| plan.keeps(step), |_| false);
+        if writes {
+            write_json(&out.join(RUN_FILE), &run)?;
+            // The run is whole: what it could have gone on from goes.
+            saved::prune(out, |step| plan.keeps(step), |_| false);
+        }
         Ok(run)
     }
 }
@@ -323,7 +433,7 @@ fn config(plan: &Plan) -> OpenClipConfig {
     OpenClipConfig { model_cfg: plan.model.clone(), preprocess_cfg: PreprocessConfig::default() }
 }
 
-pub(crate) fn train_step(trainer: &mut Trainer<Cpu>, batch: &Batch, goes_on: &dyn Fn(f64) -> bool) -> Option<crate::step::Report> {
+pub(crate) fn train_step(trainer: &mut Trainer<Cpu>, batch: &Batch, goes_on: &dyn Fn(f64) -> bool) -> Result<Option<crate::step::Report>> {
     let size = trainer.model.config.vision_cfg.image_size;
     let sample = 3 * size * size;
     let preprocess = PreprocessConfig::default();

@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
+use crate::Result;
 use crate::backend::{AdamW, AdamWState, Backend, LossGrads, Span};
+use crate::group::Group;
 use crate::model::{Model, Tokens};
 use crate::parameters::part;
 use crate::recipe::Recipe;
@@ -19,6 +21,8 @@ pub struct Trainer<B> {
     images: Features,
     texts: Features,
     losses: Span,
+    /// The processes that share each batch.
+    pub group: Group,
 }
 
 /// `[batch, E]` each: what a tower gave, normalised, and the gradients of both.
@@ -59,23 +63,27 @@ impl<B: Backend> Trainer<B> {
         let (grads, m, v) = (b.alloc(len), b.alloc(len), b.alloc(len));
         let (images, texts) = (Features::new(b, n, embed_dim), Features::new(b, n, embed_dim));
         let losses = b.alloc(n);
-        Trainer { model, recipe, step: 0, grads, m, v, images, texts, losses }
+        Trainer { model, recipe, step: 0, grads, m, v, images, texts, losses, group: Group::alone() }
     }
 
-    /// One AdamW step on a batch of `captions.len()` samples; `pixels` gives a range of them as `[n, 3, size, size]`.
+    /// One AdamW step on a batch of which this process has `captions.len()` samples, as many as each of the group;
+    /// `pixels` gives a range of them as `[n, 3, size, size]`.
     /// `goes_on` is asked after each part of the work, with the share that is done: where it says no, there is no
     /// report and nothing has changed.
     ///
     /// The loss sees the whole batch whatever the micro-batch: all features first, then each micro-batch backward with
-    /// its rows of the loss's gradient. The last micro-batches' activations are still there, as many as the model
+    /// its rows of the loss's gradient. Processes gather their features before the loss, which each computes whole, and
+    /// sum their gradients: an error only where one of them goes away. The last micro-batches' activations are still there, as many as the model
     /// keeps; the others are computed again. (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size".)
     pub fn step(
         &mut self,
         captions: &[Vec<u32>],
         pixels: impl Fn(Range<usize>) -> Vec<f32>,
         goes_on: &dyn Fn(f64) -> bool,
-    ) -> Option<Report> {
-        let batch = captions.len();
+    ) -> Result<Option<Report>> {
+        let (mine, world) = (captions.len(), self.group.world());
+        let (batch, before) = (mine * world, mine * self.group.rank());
+        let of_batch = |range: &Range<usize>| before + range.start..before + range.end;
         let lengths: Vec<usize> = captions.iter().map(Vec::len).collect();
         let micro_batches = self.model.micro_batches(&lengths);
         let not_kept = micro_batches.len().saturating_sub(self.model.capacity().kept);
@@ -83,38 +91,66 @@ impl<B: Backend> Trainer<B> {
         let tokens: Vec<Tokens> = micro_batches.iter().map(tokens).collect();
 
         for (i, range) in micro_batches.iter().enumerate() {
-            self.forward(i.saturating_sub(not_kept), range, &pixels, &tokens[i]);
-            if !goes_on(range.end as f64 / (3 * batch) as f64) {
-                return None;
+            self.forward(i.saturating_sub(not_kept), range, of_batch(range), &pixels, &tokens[i]);
+            if !goes_on(range.end as f64 / (3 * mine) as f64) {
+                return Ok(None);
             }
+        }
+        if world > 1 {
+            self.gather(self.images.raw, of_batch(&(0..mine)))?;
+            self.gather(self.texts.raw, of_batch(&(0..mine)))?;
         }
         let d_logit_scale = self.loss(batch);
         self.model.backend.zero(self.grads);
-        let scale_grad = part(self.grads, &self.model.parameters.logit_scale);
-        self.model.backend.write(scale_grad, &[d_logit_scale]);
+        if self.group.rank() == 0 {
+            let scale_grad = part(self.grads, &self.model.parameters.logit_scale);
+            self.model.backend.write(scale_grad, &[d_logit_scale]);
+        }
         for (i, range) in micro_batches.iter().enumerate().rev() {
             let slot = i.saturating_sub(not_kept);
             if i < not_kept {
-                self.forward(slot, range, &pixels, &tokens[i]);
+                self.forward(slot, range, of_batch(range), &pixels, &tokens[i]);
             }
-            let (d_images, d_texts) = (self.rows(self.images.d_raw, range), self.rows(self.texts.d_raw, range));
+            let rows = of_batch(range);
+            let (d_images, d_texts) = (self.rows(self.images.d_raw, &rows), self.rows(self.texts.d_raw, &rows));
             self.model.encode_images_backward(slot, self.grads, d_images);
             self.model.encode_texts_backward(slot, self.grads, d_texts, &tokens[i]);
-            if !goes_on(1.0 - range.start as f64 / (1.5 * batch as f64)) {
-                return None;
+            if !goes_on(1.0 - range.start as f64 / (1.5 * mine as f64)) {
+                return Ok(None);
             }
+        }
+        if world > 1 {
+            let mut grads = self.model.backend.read(self.grads);
+            self.group.sum(&mut grads)?;
+            self.model.backend.write(self.grads, &grads);
         }
         let learning_rate = self.recipe.learning_rate_at(self.step);
         let gradient_norm = self.update(learning_rate);
         let losses = self.model.backend.read(self.losses.first(batch));
         let loss = (losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / batch as f64) as f32;
-        Some(Report { loss, losses, learning_rate, logit_scale: self.model.logit_scale(), gradient_norm })
+        Ok(Some(Report { loss, losses, learning_rate, logit_scale: self.model.logit_scale(), gradient_norm }))
     }
 
-    fn forward(&mut self, slot: usize, range: &Range<usize>, pixels: &impl Fn(Range<usize>) -> Vec<f32>, tokens: &Tokens) {
-        let (images, texts) = (self.rows(self.images.raw, range), self.rows(self.texts.raw, range));
+    /// The features of this process's samples `range`, into `rows` of the batch.
+    fn forward(
+        &mut self,
+        slot: usize,
+        range: &Range<usize>,
+        rows: Range<usize>,
+        pixels: &impl Fn(Range<usize>) -> Vec<f32>,
+        tokens: &Tokens,
+    ) {
+        let (images, texts) = (self.rows(self.images.raw, &rows), self.rows(self.texts.raw, &rows));
         self.model.encode_images(slot, images, &pixels(range.clone()));
         self.model.encode_texts(slot, texts, tokens);
+    }
+
+    /// All processes' features, each having `mine` of them.
+    fn gather(&mut self, features: Span, mine: Range<usize>) -> Result<()> {
+        let own = self.model.backend.read(self.rows(features, &mine));
+        let all = self.group.gather_values(&own)?;
+        self.model.backend.write(features.first(all.len()), &all);
+        Ok(())
     }
 
     /// The loss over all features, and the gradient of each tower's output in `d_raw`.

@@ -1,5 +1,6 @@
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use engine::Filter;
 use storage::records::{self, Run as RunRecord};
@@ -8,7 +9,7 @@ use tokio::runtime::Runtime;
 use train::doctor::{Ceilings, doctor, peak_flops};
 use train::loader::Shuffle;
 use train::parameters::Parameters;
-use train::{Data, Event, ModelConfig, Plan, Recipe, Run, StepReport};
+use train::{Data, Event, Group, ModelConfig, Plan, Recipe, Rendezvous, Run, StepReport};
 
 use super::session::session;
 use super::{absolute, allocator, block_on, open};
@@ -20,10 +21,17 @@ pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
     allocator::keep_memory();
     let plan = plan(&args)?;
     let capacity = plan.capacity()?;
+    let together = Rendezvous::from_environment()?;
+    if let Some(at) = together.as_ref().filter(|at| plan.recipe.batch_size % at.world != 0) {
+        return Err(::train::Error::Share { batch_size: plan.recipe.batch_size, world: at.world }.into());
+    }
     if let Some(output) = args.output.as_ref().filter(|_| args.resume && !args.doctor)
         && output.join(train::RUN_FILE).exists()
     {
         // A job that is started again; and the record may be what it was stopped before.
+        if together.as_ref().is_some_and(|at| at.rank > 0) {
+            return Ok(());
+        }
         let run = Run::read(output)?;
         write_record(&args.pool, output, &run, runtime)?;
         crate::note!("{} is finished: {} steps", output.display(), run.steps);
@@ -36,7 +44,8 @@ pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
         Ok::<_, Error>(Data { subset, samples, missing, receipt })
     })?;
     let Data { samples, missing, receipt, .. } = &data;
-    if missing.not_in_pool + missing.no_image > 0 {
+    let others = together.as_ref().filter(|at| at.rank > 0);
+    if missing.not_in_pool + missing.no_image > 0 && others.is_none() {
         crate::note!(
             "of {} uids selected {} can be drawn: {} are not in the pool, {} have no image",
             receipt.subset_size,
@@ -46,20 +55,34 @@ pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
         );
     }
     let peak = peak_flops();
-    print_plan(&plan, receipt, samples.len(), capacity, peak);
+    if others.is_none() {
+        print_plan(&plan, receipt, samples.len(), capacity, peak);
+    }
     let _inside = runtime.enter();
     let Some(output) = args.output.as_ref().filter(|_| !args.doctor) else {
         crate::note!("measuring for some ten seconds, or two steps of a large model");
         print_ceilings(&doctor(samples, &plan)?, &plan);
         return Ok(());
     };
+    let group = match &together {
+        Some(at) => {
+            crate::note!("process {} of {}, meeting at {}:{}", at.rank, at.world, at.address, at.port);
+            Group::meet(at, || !STOP.load(Ordering::SeqCst))?
+        }
+        None => Group::alone(),
+    };
+    if others.is_some() {
+        // The first says what there is to say.
+        train::train(data, &plan, group, output, &STOP, &|_| ())?;
+        return Ok(());
+    }
     let meter = StepMeter::new(plan.steps());
     let on_event = |event: Event| match event {
         Event::Resumed { step, from } => crate::note!("goes on from step {step}: {}", from.display()),
         Event::Part { step, share } => meter.part(step, share),
         Event::Step(report) => meter.show(report.step, || line(&report, peak)),
     };
-    let done = train::train(data, &plan, output, &STOP, &on_event);
+    let done = train::train(data, &plan, group, output, &STOP, &on_event);
     meter.finish();
     let run = done?;
     write_record(&args.pool, output, &run, runtime)?;
