@@ -52,7 +52,7 @@ impl Error {
             Error::Shard { .. } => "fetch the shard again".into(),
             Error::NoResults { path } => format!("evaluate it first: tarn eval {} --data DIR", path.display()),
             Error::OtherCheckpoint { .. } => "give another folder with -o, or --overwrite to replace them".into(),
-            Error::Interrupted { .. } => "the same command goes on with this task (without --overwrite)".into(),
+            Error::Interrupted { .. } => "the same command goes on with this task; with --overwrite it begins anew".into(),
             Error::Train(e) => return e.hint(),
             _ => return None,
         })

@@ -7,7 +7,7 @@ use train::Encoder;
 
 use crate::classifier::Cache;
 use crate::metric::Metrics;
-use crate::results::{Journal, TaskResult};
+use crate::results::{Journal, TaskResult, predictions};
 use crate::set::{EvalSet, hex};
 use crate::stream::{Context, Unreadable};
 use crate::task::Kind;
@@ -57,8 +57,8 @@ pub fn evaluate(
     let mut results = Vec::new();
     for (i, set) in sets.iter().enumerate() {
         let data = set.digest();
-        let predictions = options.predictions && set.task.kind == Kind::Classification;
-        let predictions = predictions.then(|| out.join("predictions").join(format!("{}.csv", set.task.key.replace('/', "-"))));
+        let file = predictions(out, &set.task.key);
+        let predictions = (options.predictions && set.task.kind == Kind::Classification).then(|| file.clone());
         let known = journal.results.iter().find(|result| result.key == set.task.key && result.data == data);
         let asked = options.overwrite || predictions.as_ref().is_some_and(|path| !path.exists());
         if let Some(known) = known.filter(|_| !asked) {
@@ -68,6 +68,8 @@ pub fn evaluate(
         }
         let context = Context { what: format!("{} of {}: {}", i + 1, sets.len(), set.task.name), stop, on_progress };
         let start = Instant::now();
+        // Those there may be are of other data.
+        let _ = std::fs::remove_file(&file);
         let evaluated = match set.task.kind {
             Kind::Classification => classification::evaluate(encoder, set, &cache, &context, predictions.as_deref()),
             Kind::Faces => faces::evaluate(encoder, set, &cache, &context),

@@ -87,6 +87,11 @@ pub fn read_results(folder: &Path) -> Result<Vec<TaskResult>> {
     Ok(results)
 }
 
+/// Where the predictions of a task lie.
+pub(crate) fn predictions(folder: &Path, key: &str) -> PathBuf {
+    folder.join("predictions").join(format!("{}.csv", key.replace('/', "-")))
+}
+
 /// Python writes NaN for the accuracy of an empty group, which JSON does not have.
 fn without_nan(line: &str) -> String {
     line.replace(": NaN", ": null")
@@ -114,10 +119,8 @@ impl Journal {
         if others > 0 && !overwrite {
             return Err(Error::OtherCheckpoint { path: folder.to_path_buf(), results: others });
         }
-        if others > 0 {
-            // What belongs to them goes with them.
-            let _ = std::fs::remove_dir_all(folder.join("predictions"));
-            let _ = std::fs::remove_dir_all(folder.join("classifiers"));
+        for dropped in results.iter().filter(|result| result.checkpoint != checkpoint) {
+            let _ = std::fs::remove_file(predictions(folder, &dropped.key));
         }
         results.retain(|result| result.checkpoint == checkpoint);
         let journal = Journal { folder: folder.to_path_buf(), results, _lock: lock };

@@ -48,7 +48,9 @@ pub fn find(folder: &Path) -> Result<Found> {
     for cache in ["hf_cache", "hub", "hf_cache/hub"].map(|name| folder.join(name)).iter().filter(|cache| cache.is_dir()) {
         folders.extend(subfolders(cache)?);
     }
-    if is_marked(folder) || !folders.iter().any(|path| looks_like_a_set(path)) {
+    // A repository has tables in a folder `data`, which by itself would pass for a set.
+    let among = |of: fn(&Path) -> bool| folders.iter().any(|path| of(path));
+    if is_marked(folder) || (!among(is_marked) && (in_repository(folder) || !among(looks_like_a_set))) {
         folders = vec![folder.to_path_buf()];
     }
     let mut found = Found::default();
@@ -89,17 +91,20 @@ fn subfolders(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// By its name or what lies in it; cheap, and not yet that it is sound.
 fn looks_like_a_set(folder: &Path) -> bool {
-    is_marked(folder) || !tables_in(folder, 1).is_empty()
+    is_marked(folder) || in_repository(folder) || !tables_in(folder, 1).is_empty()
 }
 
-/// The same, but for tables that may lie in a folder by chance. Repositories of Hugging Face have theirs in `data`, or in a
-/// folder named as the split.
+/// The tables of Hugging Face's repositories lie in `data`, or in a folder named as the split.
+fn in_repository(folder: &Path) -> bool {
+    ["data", "test"].iter().any(|name| !tables_in(&folder.join(name), 1).is_empty())
+}
+
+/// The same, but for tables, which may lie in a folder by chance.
 fn is_marked(folder: &Path) -> bool {
     const MARKS: [&str; 5] =
         ["classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt", "task.toml", "test/nshards.txt"];
     let known = folder.file_name().and_then(|name| name.to_str()).is_some_and(|name| of_folder(name).is_some());
-    let in_repository = || ["data", "test"].iter().any(|name| !tables_in(&folder.join(name), 1).is_empty());
-    known || MARKS.iter().any(|mark| folder.join(mark).exists()) || in_repository()
+    known || MARKS.iter().any(|mark| folder.join(mark).exists())
 }
 
 impl EvalSet {

@@ -9,6 +9,8 @@ pub(crate) struct Meter {
     verb: &'static str,
     bar: ProgressBar,
     last_line: Mutex<Instant>,
+    /// What is counted to, and where and when that began.
+    began: Mutex<(u64, u64, Instant)>,
 }
 
 const BETWEEN_LINES: Duration = Duration::from_secs(5);
@@ -16,7 +18,7 @@ const BETWEEN_LINES: Duration = Duration::from_secs(5);
 impl Meter {
     pub fn new(verb: &'static str) -> Meter {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        Meter { verb, bar, last_line: Mutex::new(Instant::now()) }
+        Meter { verb, bar, last_line: Mutex::new(Instant::now()), began: Mutex::new((0, 0, Instant::now())) }
     }
 
     pub fn show(&self, progress: Progress) {
@@ -37,6 +39,7 @@ impl Meter {
     }
 
     fn line(&self, progress: &Progress) {
+        let left = self.left(progress);
         let mut last = self.last_line.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if last.elapsed() >= BETWEEN_LINES && progress.done < progress.total {
             *last = Instant::now();
@@ -44,7 +47,20 @@ impl Meter {
                 "bytes" => format!("{:.0} of {:.0} MB", progress.done as f64 / 1e6, progress.total as f64 / 1e6),
                 unit => format!("{} of {} {unit}", progress.done, progress.total),
             };
-            crate::note!("{} {}: {amount}", self.verb, progress.what);
+            crate::note!("{} {}: {amount}{left}", self.verb, progress.what);
+        }
+    }
+
+    /// `, 42 s left` at the pace since this was begun to be counted, nothing before there is one.
+    fn left(&self, progress: &Progress) -> String {
+        let mut began = self.began.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if began.0 != progress.total || began.1 > progress.done {
+            *began = (progress.total, progress.done, Instant::now());
+        }
+        let (done, seconds) = (progress.done - began.1, began.2.elapsed().as_secs_f64());
+        match done > 0 && seconds > 1.0 {
+            true => format!(", {} left", duration(seconds * progress.total.saturating_sub(progress.done) as f64 / done as f64)),
+            false => String::new(),
         }
     }
 
@@ -55,6 +71,16 @@ impl Meter {
 
     pub fn finish(&self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// `42 s`, `12 min`, `3.4 h`, `12 days`.
+pub(crate) fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 90.0 => format!("{s:.0} s"),
+        s if s < 5400.0 => format!("{:.0} min", s / 60.0),
+        s if s < 172_800.0 => format!("{:.1} h", s / 3600.0),
+        s => format!("{:.0} days", s / 86_400.0),
     }
 }
 

@@ -11,7 +11,7 @@ pub const TESTS: &[Test] = &[("two_processes_train_as_one", as_one), ("a_lost_pr
 
 const STEPS: &str = "40";
 
-fn train<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+fn args<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let all = ["train", "pool", "--select", "no_filter", "--scale", "tiny", "--batch-size", "16", "--samples-seen", "1920", "-o", out];
     [&all, more].concat()
 }
@@ -40,6 +40,11 @@ fn end(child: Child) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
+fn interrupt(child: &Child) {
+    let done = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(done.success());
+}
+
 fn metrics(t: &Sandbox, run: &str) -> Vec<Value> {
     let text = std::fs::read_to_string(t.path(run).join("metrics.jsonl")).unwrap_or_default();
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
@@ -49,10 +54,10 @@ fn metrics(t: &Sandbox, run: &str) -> Vec<Value> {
 fn as_one(t: &Sandbox) {
     pool(t);
     let more = ["--max-steps", STEPS, "--track-samples"];
-    t.ok(&train("one", &more));
+    t.ok(&args("one", &more));
     let port = free_port();
-    let second = start(t, 1, 2, port, &train("two", &more));
-    let first = start(t, 0, 2, port, &train("two", &more));
+    let second = start(t, 1, 2, port, &args("two", &more));
+    let first = start(t, 0, 2, port, &args("two", &more));
     for (code, said) in [end(first), end(second)] {
         assert_eq!(code, Some(0), "{said}");
     }
@@ -77,9 +82,10 @@ fn as_one(t: &Sandbox) {
 fn lost(t: &Sandbox) {
     pool(t);
     let port = free_port();
-    let mut second = start(t, 1, 2, port, &train("run", &[]));
-    let first = start(t, 0, 2, port, &train("run", &[]));
-    while metrics(t, "run").len() < 5 {
+    let mut second = start(t, 1, 2, port, &args("run", &[]));
+    let first = start(t, 0, 2, port, &args("run", &[]));
+    let mut first = first;
+    while metrics(t, "run").len() < 5 && first.try_wait().unwrap().is_none() {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     second.kill().unwrap();
@@ -87,11 +93,27 @@ fn lost(t: &Sandbox) {
     let (code, said) = end(first);
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("process 1 went away") && said.contains("--resume"), "{said}");
-    t.ok(&train("run", &["--resume"]));
+    // Two go on to the middle, then one alone to the end.
+    let some = ["--resume", "--max-steps", "90"];
+    let second = start(t, 1, 2, port, &args("run", &some));
+    let first = start(t, 0, 2, port, &args("run", &["--resume"]));
+    let (code, said) = end(second);
+    assert!(code == Some(1) && said.contains("the run has steps 120, given is 90"), "{said}");
+    assert_eq!(end(first).0, Some(1));
+    let second = start(t, 1, 2, port, &args("run", &["--resume"]));
+    let mut first = start(t, 0, 2, port, &args("run", &["--resume"]));
+    while metrics(t, "run").len() < 60 && first.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    interrupt(&second);
+    for (code, said) in [end(second), end(first)] {
+        assert!(code == Some(130) || said.contains("went away"), "{code:?}: {said}");
+    }
+    t.ok(&args("run", &["--resume"]));
     let steps: Vec<u64> = metrics(t, "run").iter().map(|line| line["step"].as_u64().unwrap()).collect();
     assert_eq!(steps, (1..=120).collect::<Vec<u64>>());
     // Another plan is noticed before the first step.
-    let (first, second) = (train("other", &[]), train("other", &["--seed", "1"]));
+    let (first, second) = (args("other", &[]), args("other", &["--seed", "1"]));
     let second = start(t, 1, 2, port, &second);
     let first = start(t, 0, 2, port, &first);
     let (code, said) = end(second);
@@ -100,7 +122,7 @@ fn lost(t: &Sandbox) {
     for (rank, world, words) in
         [(2, 2, "RANK is '2', expected less than WORLD_SIZE"), (0, 3, "a batch of 16 cannot be shared by 3 processes")]
     {
-        let (code, said) = end(start(t, rank, world, port, &train("x", &[])));
+        let (code, said) = end(start(t, rank, world, port, &args("x", &[])));
         assert!(code == Some(1) && said.contains(words), "{said}");
     }
 }

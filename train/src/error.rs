@@ -84,7 +84,7 @@ impl Error {
                 "open_clip_config.json and the weights beside it belong to different models".into()
             }
             Error::Share { world, .. } => format!("choose a batch that {world} divides, or another number of processes"),
-            Error::Group { .. } => "start all processes again; with --resume the run goes on".into(),
+            Error::Group { .. } => "a run that has a checkpoint goes on with --resume, in all processes".into(),
             Error::RunExists { .. } => "choose another folder with -o, or remove this one".into(),
             Error::RunUnfinished { .. } => "go on with the same command and --resume, or remove the folder".into(),
             Error::NothingToResume { .. } => "leave --resume away to begin".into(),

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::{Error, Result};
@@ -11,17 +12,25 @@ const HELLO: &[u8; 8] = b"tarn/1\0\0";
 /// How long the first process is waited for, and it waits for the others: their pools are looked through meanwhile.
 const PATIENCE: Duration = Duration::from_secs(1800);
 const PAUSE: Duration = Duration::from_millis(50);
+/// How often it is looked whether to stop, while another process is waited for.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long one that came may take to say who it is.
+const GREETING: Duration = Duration::from_secs(5);
 /// The port where no other is given, as torchrun's.
 const PORT: u16 = 29500;
 
 /// The processes of a training, or one alone. All exchanges are made by all of them, in the same order.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Group {
     rank: usize,
     /// The first has one to each of the others, in the order of their ranks; the others one to the first.
     links: Vec<TcpStream>,
     world: usize,
+    /// Ends an exchange that another process keeps waiting.
+    stop: &'static AtomicBool,
 }
+
+static NEVER: AtomicBool = AtomicBool::new(false);
 
 /// Where the processes find each other: what torchrun sets for each.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,18 +73,19 @@ impl Rendezvous {
 impl Group {
     /// One process.
     pub fn alone() -> Group {
-        Group { rank: 0, links: Vec::new(), world: 1 }
+        Group { rank: 0, links: Vec::new(), world: 1, stop: &NEVER }
     }
 
-    /// Waits until all have found each other; `goes_on` is asked meanwhile.
-    pub fn meet(at: &Rendezvous, goes_on: impl Fn() -> bool) -> Result<Group> {
-        let failed = |reason: String| Error::Group { rank: at.rank, reason };
+    /// Waits until all have found each other. `stop` ends that, and every exchange later.
+    pub fn meet(at: &Rendezvous, stop: &'static AtomicBool) -> Result<Group> {
+        let (rank, world) = (at.rank, at.world);
+        let failed = |reason: String| Error::Group { rank, reason };
         let start = Instant::now();
-        let wait = || {
+        let wait = |e: std::io::Error| {
             std::thread::sleep(PAUSE);
-            match (goes_on(), start.elapsed() < PATIENCE) {
-                (false, _) => Err(Error::Stopped { done: 0, total: at.world as u64 }),
-                (_, false) => Err(failed(format!("not all of {} processes came to {}:{}", at.world, at.address, at.port))),
+            match (stop.load(Ordering::Relaxed), start.elapsed() < PATIENCE) {
+                (true, _) => Err(Error::Stopped { done: 0, total: world as u64 }),
+                (_, false) => Err(failed(format!("not all of {world} processes came to {}:{}: {e}", at.address, at.port))),
                 _ => Ok(()),
             }
         };
@@ -83,31 +93,34 @@ impl Group {
             let mut link = loop {
                 match TcpStream::connect((at.address.as_str(), at.port)) {
                     Ok(link) => break link,
-                    Err(_) => wait()?,
+                    Err(e) => wait(e)?,
                 }
             };
             let hello = [HELLO.as_slice(), &(at.rank as u64).to_le_bytes(), &(at.world as u64).to_le_bytes()].concat();
-            let sent = link.set_nodelay(true).and_then(|()| link.write_all(&hello));
+            let sent = link.write_all(&hello).and_then(|()| ready(&link));
             sent.map_err(|e| failed(e.to_string()))?;
-            return Ok(Group { rank: at.rank, links: vec![link], world: at.world });
+            return Ok(Group { rank, links: vec![link], world, stop });
         }
-        let listener = TcpListener::bind((at.address.as_str(), at.port))
+        // A name may stand for an address that others do not reach this machine by.
+        let own = ["localhost", "127.0.0.1", "::1"].contains(&at.address.as_str());
+        let listener = TcpListener::bind((if own { at.address.as_str() } else { "0.0.0.0" }, at.port))
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
             .map_err(|e| failed(format!("cannot listen at {}:{}: {e}", at.address, at.port)))?;
         let mut links: Vec<Option<TcpStream>> = (1..at.world).map(|_| None).collect();
         while links.iter().any(Option::is_none) {
             match listener.accept() {
                 Ok((link, _)) => {
-                    let (rank, link) = welcome(link, at.world).map_err(&failed)?;
+                    // Whoever else knocks at a port is sent away.
+                    let Some((rank, link)) = welcome(link, at.world).map_err(&failed)? else { continue };
                     match links.get_mut(rank.wrapping_sub(1)) {
                         Some(place @ None) => *place = Some(link),
                         _ => return Err(failed(format!("two processes say that their RANK is {rank}"))),
                     }
                 }
-                Err(_) => wait()?,
+                Err(e) => wait(e)?,
             }
         }
-        Ok(Group { rank: 0, links: links.into_iter().flatten().collect(), world: at.world })
+        Ok(Group { rank, links: links.into_iter().flatten().collect(), world, stop })
     }
 
     pub fn rank(&self) -> usize {
@@ -179,40 +192,75 @@ impl Group {
     }
 
     fn send(&mut self, link: usize, bytes: &[u8]) -> Result<()> {
-        let to = if self.rank == 0 { link + 1 } else { 0 };
-        let stream = &mut self.links[link];
-        let sent = stream.write_all(&(bytes.len() as u64).to_le_bytes()).and_then(|()| stream.write_all(bytes));
-        sent.map_err(|e| Error::Group { rank: self.rank, reason: format!("process {to} went away: {e}") })
+        for mut bytes in [&(bytes.len() as u64).to_le_bytes()[..], bytes] {
+            while !bytes.is_empty() {
+                let sent = self.links[link].write(bytes);
+                bytes = &bytes[self.moved(link, sent)?..];
+            }
+        }
+        Ok(())
     }
 
     fn receive(&mut self, link: usize) -> Result<Vec<u8>> {
-        let from = if self.rank == 0 { link + 1 } else { 0 };
-        let stream = &mut self.links[link];
-        let mut read = || {
-            let mut len = [0; 8];
-            stream.read_exact(&mut len)?;
-            let mut bytes = Vec::new();
-            let len = u64::from_le_bytes(len);
-            match stream.take(len).read_to_end(&mut bytes)? as u64 == len {
-                true => Ok(bytes),
-                false => Err(std::io::ErrorKind::UnexpectedEof.into()),
-            }
-        };
-        read().map_err(|e: std::io::Error| Error::Group { rank: self.rank, reason: format!("process {from} went away: {e}") })
+        let mut len = [0; 8];
+        self.fill(link, &mut len)?;
+        let mut bytes = Vec::new();
+        let len = u64::from_le_bytes(len) as usize;
+        while bytes.len() < len {
+            let from = bytes.len();
+            bytes.resize(len.min(from + (1 << 24)), 0);
+            self.fill(link, &mut bytes[from..])?;
+        }
+        Ok(bytes)
+    }
+
+    fn fill(&mut self, link: usize, mut bytes: &mut [u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            let got = self.links[link].read(bytes);
+            let n = self.moved(link, got)?;
+            bytes = &mut bytes[n..];
+        }
+        Ok(())
+    }
+
+    /// Bytes that went through a link, none where it was only waited for.
+    fn moved(&self, link: usize, bytes: std::io::Result<usize>) -> Result<usize> {
+        use std::io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
+        let other = if self.rank == 0 { link + 1 } else { 0 };
+        let gone = |why: String| Error::Group { rank: self.rank, reason: format!("process {other} went away: {why}") };
+        match bytes {
+            Ok(0) => Err(gone("it closed the connection".into())),
+            Ok(n) => Ok(n),
+            Err(e) if matches!(e.kind(), Interrupted | TimedOut | WouldBlock) => match self.stop.load(Ordering::Relaxed) {
+                true => Err(Error::Stopped { done: 0, total: self.world as u64 }),
+                false => Ok(0),
+            },
+            Err(e) => Err(gone(e.to_string())),
+        }
     }
 }
 
-/// Who it is that came, if it is one of us.
-fn welcome(mut link: TcpStream, world: usize) -> Result<(usize, TcpStream), String> {
+/// A link that never waits so long that a stop is not seen.
+fn ready(link: &TcpStream) -> std::io::Result<()> {
+    link.set_nodelay(true)?;
+    link.set_read_timeout(Some(LOOK))?;
+    link.set_write_timeout(Some(LOOK))
+}
+
+/// Who it is that came, none if it is none of us.
+fn welcome(mut link: TcpStream, world: usize) -> Result<Option<(usize, TcpStream)>, String> {
     let mut hello = [0; 24];
-    link.set_nonblocking(false).and_then(|()| link.set_nodelay(true)).map_err(|e| e.to_string())?;
-    link.read_exact(&mut hello).map_err(|e| format!("a process that came went away: {e}"))?;
-    let number = |at: usize| u64::from_le_bytes(hello[at..at + 8].try_into().expect("eight bytes")) as usize;
-    match (hello.starts_with(HELLO), number(16) == world) {
-        (false, _) => Err("what came is no training of this program".into()),
-        (_, false) => Err(format!("process {} says that there are {}, expected {world}", number(8), number(16))),
-        _ => Ok((number(8), link)),
+    let greeted =
+        link.set_nonblocking(false).and_then(|()| link.set_read_timeout(Some(GREETING))).and_then(|()| link.read_exact(&mut hello));
+    if greeted.is_err() || !hello.starts_with(HELLO) {
+        return Ok(None);
     }
+    let number = |at: usize| u64::from_le_bytes(hello[at..at + 8].try_into().expect("eight bytes")) as usize;
+    if number(16) != world {
+        return Err(format!("process {} says that there are {}, expected {world}", number(8), number(16)));
+    }
+    ready(&link).map_err(|e| e.to_string())?;
+    Ok(Some((number(8), link)))
 }
 
 fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> {
@@ -227,7 +275,7 @@ mod tests {
     fn together<T: Send>(world: usize, port: u16, work: impl Fn(Group) -> T + Sync) -> Vec<T> {
         let meet = |rank| {
             let at = Rendezvous { rank, world, address: "127.0.0.1".into(), port };
-            work(Group::meet(&at, || true).unwrap())
+            work(Group::meet(&at, &NEVER).unwrap())
         };
         let meet = &meet;
         std::thread::scope(|scope| {

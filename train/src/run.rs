@@ -153,10 +153,20 @@ struct Files {
     unreadable: Unreadable,
 }
 
-/// What a process of a group tells the others of its part of a batch.
+/// What the first process of a group tells the others before the first step.
 #[derive(Serialize, Deserialize)]
+struct Start {
+    /// Where the run stands, none if it cannot be.
+    state: Option<State>,
+    steps: u64,
+    failed: String,
+}
+
+/// What a process of a group tells the others of its part of a batch.
+#[derive(Default, Serialize, Deserialize)]
 struct Part {
-    stopped: bool,
+    /// Why it goes no further.
+    stopped: Option<String>,
     which: Vec<u32>,
     draws_replaced: u64,
     unreadable: Vec<(String, String)>,
@@ -178,6 +188,45 @@ impl<'a> Training<'a> {
         if group.rank() > 0 {
             return Training::join(samples, plan, group, out);
         }
+        match Training::lead(samples, receipt, plan, out, on_event) {
+            Ok((mut training, moments)) => {
+                training.trainer.group = group;
+                training.invite(moments)?;
+                Ok(training)
+            }
+            Err(e) => {
+                if world > 1 {
+                    group.broadcast(serde_json::to_vec(&Start { state: None, steps: 0, failed: e.to_string() }).expect("plain data"))?;
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// Tells the others where the run stands.
+    fn invite(&mut self, moments: Option<[Vec<f32>; 2]>) -> Result<()> {
+        if self.trainer.group.world() == 1 {
+            return Ok(());
+        }
+        let start = Start { state: Some(self.state.clone()), steps: self.plan.steps(), failed: String::new() };
+        self.trainer.group.broadcast(serde_json::to_vec(&start).expect("a state is plain data"))?;
+        if let Some([m, v]) = moments {
+            let values = self.trainer.values(0..self.trainer.model.parameters.len);
+            for part in [&values, &m, &v] {
+                self.trainer.group.broadcast(f32_bytes(part).to_vec())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The first process, or one alone: takes the folder, and what it holds.
+    fn lead(
+        samples: Samples,
+        receipt: &Receipt,
+        plan: &'a Plan,
+        out: &'a Path,
+        on_event: &dyn Fn(Event),
+    ) -> Result<(Training<'a>, Option<[Vec<f32>; 2]>)> {
         let capacity = plan.capacity()?;
         if out.join(RUN_FILE).exists() {
             return Err(Error::RunExists { path: out.to_path_buf() });
@@ -222,29 +271,25 @@ impl<'a> Training<'a> {
         let metrics = Lines::open(out, "metrics.jsonl", state.step)?;
         let unreadable = Unreadable::open(out, state.step)?;
         let files = Some(Files { _lock: lock, metrics, unreadable });
-        if world > 1 {
-            group.broadcast(serde_json::to_vec(&state).expect("a state is plain data"))?;
-        }
-        if let (Some([m, v]), true) = (&moments, world > 1) {
-            for part in [&values, m, v] {
-                group.broadcast(f32_bytes(part).to_vec())?;
-            }
-        }
         let mut trainer = Trainer::new(Model::new(Cpu::new(), &plan.model, &values, capacity), plan.recipe.clone());
         if let Some([m, v]) = &moments {
             trainer.resume(state.step, [m, v]);
         }
         let (saved, seconds_before) = (state.step, state.seconds);
         let start = Instant::now();
-        trainer.group = group;
-        Ok(Training { plan, out, files, samples, trainer, state, saved, seen, first, start, seconds_before })
+        Ok((Training { plan, out, files, samples, trainer, state, saved, seen, first, start, seconds_before }, moments))
     }
 
     /// A process that is not the first: it takes from that where the run stands.
     fn join(samples: Samples, plan: &'a Plan, mut group: Group, out: &'a Path) -> Result<Training<'a>> {
         let capacity = plan.capacity()?;
-        let state: State = serde_json::from_slice(&group.broadcast(Vec::new())?).map_err(|e| group.broken(e))?;
+        let Start { state, steps, failed } = serde_json::from_slice(&group.broadcast(Vec::new())?).map_err(|e| group.broken(e))?;
+        let Some(state) = state else { return Err(Error::Group { rank: group.rank(), reason: format!("process 0: {failed}") }) };
         plan.about(&samples).check(&state.about, out)?;
+        if steps != plan.steps() {
+            let (saved, given) = (steps.to_string(), plan.steps().to_string());
+            return Err(Error::Resume { path: out.to_path_buf(), what: "steps".into(), saved, given });
+        }
         let mut values = Parameters::new(&plan.model).draw(plan.seed);
         let mut moments = None;
         if state.step > 0 {
@@ -262,36 +307,43 @@ impl<'a> Training<'a> {
         Ok(Training { plan, out, files: None, samples, trainer, state, saved, seen, first, start, seconds_before })
     }
 
-    /// The same of all processes' parts of a batch, in the order of their samples; or that one of them is to stop.
-    fn share(&mut self, batch: &mut Option<Batch>) -> Result<bool> {
+    /// A batch with what all processes' parts hold, in the order of their samples; none where one of them is to stop.
+    fn share(&mut self, batch: Result<Option<Batch>>) -> Result<Option<Batch>> {
         if self.trainer.group.world() == 1 {
-            return Ok(batch.is_some());
+            return batch;
         }
-        let part = match batch {
-            Some(batch) => Part {
-                stopped: false,
+        let mut batch = batch;
+        let part = match &mut batch {
+            Ok(Some(batch)) => Part {
+                stopped: None,
                 which: std::mem::take(&mut batch.which),
                 draws_replaced: batch.draws_replaced,
                 unreadable: batch.unreadable.drain(..).map(|(uid, reason)| (uid.to_string(), reason)).collect(),
             },
-            None => Part { stopped: true, which: Vec::new(), draws_replaced: 0, unreadable: Vec::new() },
+            Ok(None) => Part { stopped: Some(String::new()), ..Part::default() },
+            Err(e) => Part { stopped: Some(e.to_string()), ..Part::default() },
         };
         let parts = self.trainer.group.gather(&serde_json::to_vec(&part).expect("plain data"))?;
-        let mut stopped = false;
-        let mut of_all = Part { stopped: false, which: Vec::new(), draws_replaced: 0, unreadable: Vec::new() };
-        for part in parts {
+        let mut of_all = Part::default();
+        for (rank, part) in parts.into_iter().enumerate() {
             let part: Part = serde_json::from_slice(&part).map_err(|e| self.trainer.group.broken(e))?;
-            stopped |= part.stopped;
+            of_all.stopped = of_all.stopped.or(part.stopped.map(|why| if why.is_empty() { why } else { format!("process {rank}: {why}") }));
             of_all.which.extend(part.which);
             of_all.draws_replaced += part.draws_replaced;
             of_all.unreadable.extend(part.unreadable);
         }
-        if let Some(batch) = batch {
-            batch.which = of_all.which;
-            batch.draws_replaced = of_all.draws_replaced;
-            batch.unreadable = of_all.unreadable.into_iter().filter_map(|(uid, reason)| Some((uid.parse().ok()?, reason))).collect();
+        let batch = batch?;
+        match of_all.stopped {
+            None => {}
+            Some(why) if why.is_empty() => return Ok(None),
+            Some(reason) => return Err(Error::Group { rank: self.trainer.group.rank(), reason }),
         }
-        Ok(!stopped)
+        Ok(batch.map(|batch| Batch {
+            which: of_all.which,
+            draws_replaced: of_all.draws_replaced,
+            unreadable: of_all.unreadable.into_iter().filter_map(|(uid, reason)| Some((uid.parse().ok()?, reason))).collect(),
+            ..batch
+        }))
     }
 
     /// The steps that are left.
@@ -307,9 +359,7 @@ impl<'a> Training<'a> {
         for step in left.start + 1..=steps {
             let interrupted = Error::Interrupted { step: step - 1, steps };
             let step_start = Instant::now();
-            let mut batch = next(&batches, stop)?;
-            let goes_on = self.share(&mut batch)?;
-            let Some(batch) = batch.filter(|_| goes_on) else { return Err(interrupted) };
+            let Some(batch) = self.share(next(&batches, stop))? else { return Err(interrupted) };
             let waited = step_start.elapsed().as_secs_f64();
             let flops = self.trainer.model.backend.flops();
             let goes_on = |share: f64| {

@@ -54,6 +54,7 @@ pub(super) fn read(folders: &[PathBuf]) -> Result<(Vec<RunResults>, Vec<String>)
             true => vec![folder.clone()],
             false => with_results(folder)?,
         };
+        let has_subfolders = inside.first().is_some_and(|first| first != folder);
         if inside.is_empty() && folders.len() > 1 {
             notes.push(format!("{} holds no results and is left out", name_of(folder)));
         } else if inside.is_empty() {
@@ -62,6 +63,7 @@ pub(super) fn read(folders: &[PathBuf]) -> Result<(Vec<RunResults>, Vec<String>)
         for folder in inside.into_iter().filter(|folder| runs.iter().all(|run| run.folder != *folder)).collect::<Vec<_>>() {
             match read_run(&folder) {
                 Ok(run) => runs.push(run),
+                Err(e @ Error::Json { .. }) if runs.is_empty() && folders.len() == 1 && !has_subfolders => return Err(e),
                 Err(e @ Error::Json { .. }) => notes.push(format!("{} is left out: {e}", name_of(&folder))),
                 Err(e) => return Err(e),
             }

@@ -1,4 +1,4 @@
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use eval::{Aggregate, EvalSet, Event, Found, TaskResult, scored};
 use storage::Pool;
@@ -19,7 +19,7 @@ pub(crate) fn run(args: cli::Eval, runtime: &Runtime) -> Result<()> {
     };
     let mut found = eval::find(&args.data)?;
     let sets = std::mem::take(&mut found.sets);
-    let sets = if args.tasks.is_empty() { sets } else { chosen(sets, &args.tasks)? };
+    let sets = if args.tasks.is_empty() { sets } else { chosen(sets, &args.tasks, std::mem::take(&mut found.broken))? };
     if args.tasks.is_empty() {
         say_what_is_there(&sets, &found);
     }
@@ -104,10 +104,13 @@ fn say_what_differs(sets: &[EvalSet]) {
 }
 
 /// The sets of these keys or names, in their order.
-fn chosen(sets: Vec<EvalSet>, names: &[String]) -> Result<Vec<EvalSet>> {
+fn chosen(sets: Vec<EvalSet>, names: &[String], broken: Vec<(PathBuf, eval::Error)>) -> Result<Vec<EvalSet>> {
     let folder = |set: &EvalSet| set.folder.file_name().is_some_and(|folder| names.iter().any(|name| *folder == *name.trim()));
     let is = |set: &EvalSet, name: &str| set.task.key == name || set.task.name.eq_ignore_ascii_case(name) || folder(set);
-    let names: Vec<&str> = names.iter().map(|name| name.trim()).collect();
+    let names: Vec<&str> = names.iter().map(|name| name.trim()).filter(|name| !name.is_empty()).collect();
+    if let Some((_, e)) = broken.into_iter().find(|(path, _)| names.iter().any(|name| path.ends_with(name))) {
+        return Err(e.into());
+    }
     if let Some(name) = names.iter().find(|name| !sets.iter().any(|set| is(set, name))) {
         let known = sets.iter().flat_map(|set| [set.task.key.as_str(), set.task.name.as_str()]);
         let near = storage::closest(name, known).map(|near| format!(", did you mean '{near}'?")).unwrap_or_default();

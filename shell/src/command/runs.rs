@@ -52,14 +52,20 @@ pub(crate) async fn tables(folder: &Path) -> Result<Option<Tables>> {
     let tables = Tables(new_folder()?);
     let pool = tables.pool();
     for path in runs {
-        let run = if path.join(RUN_FILE).exists() { Some(Run::read(&path)?) } else { None };
+        let run = match path.join(RUN_FILE).exists().then(|| Run::read(&path)).transpose() {
+            Ok(run) => run,
+            Err(e) => {
+                crate::note!("{} is left out: {e}", path.display());
+                continue;
+            }
+        };
         if let Some(run) = &run {
             records::write_run(&pool, &training::record(&path, run)).await?;
         }
         match ::eval::read_results(&path) {
             Ok(results) => records::write_evals(&pool, &eval::rows(&path, run.as_ref(), &results)).await?,
             Err(::eval::Error::NoResults { .. }) => {}
-            Err(e) => return Err(e.into()),
+            Err(e) => crate::note!("{} is left out: {e}", path.display()),
         }
     }
     Ok(Some(tables))

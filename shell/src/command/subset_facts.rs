@@ -70,8 +70,10 @@ pub(crate) async fn facts(
         let share = |near: f64| format!("{near:.0} ({:.2}%)", 100.0 * near / different.len().max(1) as f64);
         let sql = format!("SELECT count(*) FROM near_eval_images(threshold => {BITS}) WHERE uid IN (SELECT uid FROM {file})");
         let near = number(&now, &sql).await;
-        let near = near.map_or("hashes are missing".into(), |near| share(near.unwrap_or_default()));
-        facts.push((format!("like evaluation images ({BITS} bits)"), near));
+        match near {
+            Ok(near) => facts.push((format!("like evaluation images ({BITS} bits)"), share(near.unwrap_or_default()))),
+            Err(e) => crate::note!("{}: hashes are not compared: {e}", run.name),
+        }
         let embeddings = columns.iter().filter(|name| !["task", "sample", "phash"].contains(&name.as_str()));
         for (column, similarity) in embeddings.zip(similarity) {
             let sql = format!(

@@ -1,6 +1,5 @@
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use engine::Filter;
 use storage::records::{self, Run as RunRecord};
@@ -14,7 +13,7 @@ use train::{Data, Event, Group, ModelConfig, Plan, Recipe, Rendezvous, Run, Step
 use super::session::session;
 use super::{absolute, allocator, block_on, open};
 use crate::cli;
-use crate::progress::{Meter, StepMeter};
+use crate::progress::{Meter, StepMeter, duration};
 use crate::{Error, Result, STOP};
 
 pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
@@ -22,6 +21,10 @@ pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
     let plan = plan(&args)?;
     let capacity = plan.capacity()?;
     let together = Rendezvous::from_environment()?;
+    if args.doctor && together.is_some() {
+        let message = "--doctor measures one process, and WORLD_SIZE asks for several".to_string();
+        return Err(Error::Usage { message, hint: "run it without WORLD_SIZE" });
+    }
     if let Some(at) = together.as_ref().filter(|at| plan.recipe.batch_size % at.world != 0) {
         return Err(::train::Error::Share { batch_size: plan.recipe.batch_size, world: at.world }.into());
     }
@@ -67,7 +70,7 @@ pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
     let group = match &together {
         Some(at) => {
             crate::note!("process {} of {}, meeting at {}:{}", at.rank, at.world, at.address, at.port);
-            Group::meet(at, || !STOP.load(Ordering::SeqCst))?
+            Group::meet(at, &STOP)?
         }
         None => Group::alone(),
     };
@@ -225,16 +228,6 @@ fn print_plan(plan: &Plan, receipt: &Receipt, drawable: usize, capacity: train::
     let took = duration(samples as f64 / per_second);
     crate::note!("time         some {took} of training alone; --doctor measures, and decoding with it");
     crate::note!("seed         {}", plan.seed);
-}
-
-/// `42 s`, `12 min`, `3.4 h`, `12 days`.
-fn duration(seconds: f64) -> String {
-    match seconds {
-        s if s < 90.0 => format!("{s:.0} s"),
-        s if s < 5400.0 => format!("{:.0} min", s / 60.0),
-        s if s < 172_800.0 => format!("{:.1} h", s / 3600.0),
-        s => format!("{:.0} days", s / 86_400.0),
-    }
 }
 
 fn print_ceilings(c: &Ceilings, plan: &Plan) {
