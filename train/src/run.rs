@@ -122,7 +122,12 @@ pub fn train(data: Data, plan: &Plan, group: Group, out: &Path, stop: &AtomicBoo
         Ok(()) => training.finish(missing, receipt),
         Err(diverged @ Error::Diverged { .. }) => Err(diverged),
         // Steps that are done are not lost with the one that failed.
-        Err(e) => training.save().and(Err(e)),
+        Err(e) => {
+            training.save()?;
+            let (step, steps) = (training.state.step, plan.steps());
+            // While other processes were waited for.
+            Err(if matches!(e, Error::Stopped { .. }) { Error::Interrupted { step, steps } } else { e })
+        }
     }
 }
 
