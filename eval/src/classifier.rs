@@ -1,9 +1,9 @@
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
-use train::Encoder;
+use train::{Encoder, hex};
 
-use crate::set::{EvalSet, hex};
+use crate::set::EvalSet;
 use crate::stream::Context;
 use crate::{Error, Result};
 

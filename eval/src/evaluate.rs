@@ -3,12 +3,12 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use storage::OnProgress;
-use train::Encoder;
+use train::{Encoder, hex};
 
 use crate::classifier::Cache;
 use crate::metric::Metrics;
 use crate::results::{Journal, TaskResult, predictions};
-use crate::set::{EvalSet, hex};
+use crate::set::EvalSet;
 use crate::stream::{Context, Unreadable};
 use crate::task::Kind;
 use crate::{Error, Result, association, classification, faces, retrieval};

@@ -20,7 +20,7 @@ pub struct EvalImage {
     pub sample: String,
     /// As `storage::hashes` defines it; none where it cannot be decoded.
     pub hash: Option<i64>,
-    /// Normalised; empty without an encoder, none for an image that cannot be decoded.
+    /// Normalised; none without an encoder, and of an image that cannot be decoded.
     pub embedding: Option<Vec<f32>>,
 }
 

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
+use train::hex;
 
 use crate::source::{self, split_lines};
-use crate::task::{Kind, Task, of_folder, scored, tasks};
+use crate::task::{Kind, Task, of_folder, tasks};
 use crate::{Error, Result};
 
 /// A folder with a task's data: `classnames.txt`, `zeroshot_classification_templates.txt`, `test/nshards.txt`,
@@ -74,13 +75,6 @@ pub fn find(folder: &Path) -> Result<Found> {
     Ok(found)
 }
 
-impl Found {
-    /// Of the 38 that make the average, how many are there.
-    pub fn of_38(&self) -> usize {
-        scored().filter(|task| self.sets.iter().any(|set| set.task.key == task.key)).count()
-    }
-}
-
 /// Folders inside, by name.
 fn subfolders(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(folder).map_err(Error::io(folder))?;
@@ -147,10 +141,6 @@ impl EvalSet {
         }
         hex(&digest.finalize()[..16])
     }
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What the layout asks for.

@@ -14,6 +14,7 @@ mod real;
 mod reports;
 mod s3;
 mod search;
+mod sets;
 mod source;
 mod storage;
 mod training;

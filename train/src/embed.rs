@@ -101,7 +101,7 @@ fn digest(samples: &Samples, encoder: &Encoder) -> String {
         digest.update(samples.uid(i).0);
         digest.update([u8::from(samples.has_image(i))]);
     }
-    hex(digest)
+    hex(&digest.finalize())
 }
 
 struct Work {

@@ -148,7 +148,7 @@ fn digest(encoder: &Encoder, files: &Files, normalize: bool) -> String {
         digest.update(format!("{}\0{:?}\0{changed:?}\0", path.display(), about.map(|about| about.len())));
     }
     files.texts.iter().for_each(|text| digest.update(format!("{text}\n")));
-    hex(digest)
+    hex(&digest.finalize())
 }
 
 fn write_npz(file: &mut BufWriter<File>, files: &Files, dim: usize, images: &[f32], texts: &[f32]) -> std::io::Result<()> {

@@ -5,6 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::checkpoint::{f32_bytes, floats};
 use crate::{Error, Result};
 
 /// What each says first, with its rank and the number of processes.
@@ -155,8 +156,7 @@ impl Group {
 
     /// The same for numbers, one after another.
     pub fn gather_values(&mut self, mine: &[f32]) -> Result<Vec<f32>> {
-        let bytes: Vec<u8> = mine.iter().flat_map(|x| x.to_le_bytes()).collect();
-        Ok(self.gather(&bytes)?.iter().flat_map(|part| floats(part)).collect())
+        Ok(floats(&self.gather(f32_bytes(mine))?.concat()))
     }
 
     /// What the first gives, at all of them.
@@ -172,15 +172,14 @@ impl Group {
     pub fn sum(&mut self, values: &mut [f32]) -> Result<()> {
         // In pieces, so that nobody holds all of the others' values.
         for values in values.chunks_mut(1 << 20) {
-            let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
             if self.rank > 0 {
-                self.send(0, &bytes)?;
+                self.send(0, f32_bytes(values))?;
             }
             for link in 0..if self.rank == 0 { self.links.len() } else { 0 } {
                 let theirs = self.receive(link)?;
                 values.iter_mut().zip(floats(&theirs)).for_each(|(value, theirs)| *value += theirs);
             }
-            let sums = self.broadcast(values.iter().flat_map(|x| x.to_le_bytes()).collect())?;
+            let sums = self.broadcast(f32_bytes(values).to_vec())?;
             values.iter_mut().zip(floats(&sums)).for_each(|(value, sum)| *value = sum);
         }
         Ok(())
@@ -261,10 +260,6 @@ fn welcome(mut link: TcpStream, world: usize) -> Result<Option<(usize, TcpStream
     }
     ready(&link).map_err(|e| e.to_string())?;
     Ok(Some((number(8), link)))
-}
-
-fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> {
-    bytes.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().expect("four bytes")))
 }
 
 #[cfg(test)]

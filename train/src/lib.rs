@@ -30,6 +30,7 @@ pub use config::{ModelConfig, OpenClipConfig, PreprocessConfig, TextConfig, Visi
 pub use encoder::{Encoder, normalize_rows};
 pub use error::{Error, Result};
 pub use group::{Group, Rendezvous};
+pub use parts::hex;
 pub use plan::Plan;
 pub use recipe::{Recipe, SCALES};
 pub use run::{Data, Event, RUN_FILE, Run, SUBSET_FILE, StepReport, train};

@@ -59,7 +59,8 @@ pub struct Order {
 }
 
 /// Starts reading on threads of its own; batches arrive in order and are a function of (samples, seed, shuffle, step)
-/// only. The parts make the batch of one process, but for draws that replace unreadable images: each part has its own. Must be called inside a tokio runtime. Dropping the receiver stops it.
+/// only. The parts make the batch of one process, but for draws that replace unreadable images: each part has its own.
+/// Must be called inside a tokio runtime. Dropping the receiver stops it.
 pub fn start(samples: Samples, model: &ModelConfig, tokenizer: Arc<Tokenizer>, order: Order) -> Receiver<Result<Batch>> {
     // Batches that wait for the step: none where one batch is large, it is made while the last is trained on.
     let bytes = order.batch_size / order.parts * 3 * model.vision_cfg.image_size.pow(2);

@@ -117,7 +117,7 @@ impl Plan {
             seed: self.seed,
             shuffle: self.shuffle,
             samples: samples.len() as u64,
-            samples_sha256: hex(digest),
+            samples_sha256: hex(&digest.finalize()),
             track_samples: self.track_samples,
         }
     }

@@ -72,9 +72,10 @@ impl<B: Backend> Trainer<B> {
     /// report and nothing has changed.
     ///
     /// The loss sees the whole batch whatever the micro-batch: all features first, then each micro-batch backward with
-    /// its rows of the loss's gradient. Processes gather their features before the loss, which each computes whole, and
-    /// sum their gradients: an error only where one of them goes away. The last micro-batches' activations are still there, as many as the model
+    /// its rows of the loss's gradient. The last micro-batches' activations are still there, as many as the model
     /// keeps; the others are computed again. (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size".)
+    /// Processes gather their features before the loss, which each computes whole, and sum their gradients: an error
+    /// only where one of them goes away.
     pub fn step(
         &mut self,
         captions: &[Vec<u32>],

@@ -2,11 +2,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use storage::Subset;
-use train::{CONFIG_FILE, Encoder, ModelConfig, Run, SCALES, SUBSET_FILE, WEIGHTS_FILE};
+use train::{CONFIG_FILE, Encoder, ModelConfig, Run, SCALES, SUBSET_FILE, WEIGHTS_FILE, hex};
 
 use super::runs::RunResults;
 use crate::results::RESULTS_FILE;
-use crate::set::hex;
 use crate::task::scored;
 use crate::{Error, Result};
 

@@ -27,11 +27,10 @@ pub(super) fn summary(runs: &[RunResults]) -> Table {
         rows.push(Row { cells, kind, best: Vec::new() });
     };
     for run in runs {
-        let about = match &run.run {
+        let [filter, size, seen] = match &run.run {
             Some(of) => [of.receipt.filter.clone(), short(of.receipt.subset_size), short(run.samples_seen)],
             None => ["-", "-", "-"].map(str::to_string),
         };
-        let [filter, size, seen] = about;
         add(RowKind::Own, [run.name.clone(), filter, size, seen], columns.iter().map(|column| score((column.of)(run))).collect());
     }
     for repeats in repeats(runs) {
@@ -40,9 +39,8 @@ pub(super) fn summary(runs: &[RunResults]) -> Table {
             let values: Option<Vec<f64>> = repeats.iter().map(|run| (column.of)(run)).collect();
             values.map_or("-".to_string(), |values| with_error(&values))
         });
-        let about = [of.receipt.filter.clone(), short(of.receipt.subset_size), short(of.samples_seen)];
-        let [filter, size, seen] = about;
-        add(RowKind::Repeats, [format!("mean of {} seeds", repeats.len()), filter, size, seen], scores.collect());
+        let (name, filter) = (format!("mean of {} seeds", repeats.len()), of.receipt.filter.clone());
+        add(RowKind::Repeats, [name, filter, short(of.receipt.subset_size), short(of.samples_seen)], scores.collect());
     }
     if columns.iter().any(|column| column.published.is_some()) {
         for b in published(runs) {

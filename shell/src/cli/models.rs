@@ -156,7 +156,7 @@ pub(crate) struct Report {
     /// With the subsets, how many samples are as near to an evaluation image as this cosine, by eval_images' embeddings
     #[arg(long, value_name = "COSINE", value_parser = parse_cosine)]
     pub similarity: Option<f64>,
-    /// The run that differences are taken from, by its name; the first if it is not given
+    /// The run that differences are taken from, by its name; a page takes the first where none is given
     #[arg(long, value_name = "RUN")]
     pub against: Option<String>,
     /// Write what DataComp's leaderboard asks for into this folder

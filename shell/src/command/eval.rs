@@ -1,3 +1,4 @@
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use eval::{Aggregate, EvalSet, Event, Found, TaskResult, scored};
@@ -32,8 +33,8 @@ pub(crate) fn run(args: cli::Eval, runtime: &Runtime) -> Result<()> {
     let meter = Meter::new("eval");
     // Where tasks are chosen, other sets may be broken.
     let broken = if args.tasks.is_empty() { found.broken.as_slice() } else { &[] };
-    let mut failed: Vec<String> = broken.iter().map(|(path, _)| path.display().to_string()).collect();
-    let failures = std::sync::Mutex::new(&mut failed);
+    let failed: Vec<String> = broken.iter().map(|(path, _)| path.display().to_string()).collect();
+    let failed = RefCell::new(failed);
     let on_event = |event: Event| {
         meter.suspend(|| match event {
             Event::Known(result) => crate::note!("{}: {}, as evaluated before", result.dataset, score(result)),
@@ -47,7 +48,7 @@ pub(crate) fn run(args: cli::Eval, runtime: &Runtime) -> Result<()> {
             Event::Failed(set, e) => {
                 crate::note!("{}: not evaluated: {e}", set.task.name);
                 e.hint().iter().for_each(|hint| crate::note!("hint: {hint}"));
-                failures.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(set.task.name.clone());
+                failed.borrow_mut().push(set.task.name.clone());
             }
         });
     };
@@ -62,6 +63,7 @@ pub(crate) fn run(args: cli::Eval, runtime: &Runtime) -> Result<()> {
     if args.output.is_none() {
         record(checkpoint, &results, runtime)?;
     }
+    let failed = failed.into_inner();
     match failed.is_empty() {
         true => Ok(()),
         false => Err(Error::NotEvaluated { sets: failed }),

@@ -42,14 +42,11 @@ pub(crate) async fn facts(
         ("with an image".to_string(), format!("{:.1}%", 100.0 * of.samples as f64 / n.max(1.0))),
         ("seen each".to_string(), format!("{:.2} times", run.samples_seen as f64 / of.samples.max(1) as f64)),
     ];
-    let pool = Pool::open(&of.pool).await?;
+    let newest = Pool::open(&of.pool).await?;
     // The pool as it was, where that version is still there.
-    let pool = match pool.clone().at_version(&run.run_folder.join("receipt.json").display().to_string()).await {
-        Ok(then) => then,
-        Err(_) => pool,
-    };
-    let columns = Pool::open(&of.pool).await?.eval_images_columns().await?;
-    let session_then = session(pool, queries, meter.clone()).await?;
+    let receipt = run.run_folder.join("receipt.json").display().to_string();
+    let then = newest.clone().at_version(&receipt).await.unwrap_or_else(|_| newest.clone());
+    let then = session(then, queries, meter.clone()).await?;
     let file = format!("'{}'", path.display().to_string().replace('\'', "''"));
     for (name, expression, decimals) in [
         ("words a caption", "avg(word_count(text))", 1),
@@ -59,14 +56,14 @@ pub(crate) async fn facts(
     ] {
         let sql = format!("SELECT {expression} FROM pool JOIN {file} AS s ON pool.uid = s.uid");
         // Pools differ in their columns: what cannot be asked of this one is left out.
-        if let Ok(Some(value)) = number(&session_then, &sql).await {
+        if let Ok(Some(value)) = number(&then, &sql).await {
             facts.push((name.to_string(), format!("{value:.decimals$}")));
         }
     }
+    let columns = newest.eval_images_columns().await?;
     if !columns.is_empty() {
-        // Evaluation images may have been noted after the training.
-        // At a fixed version: a report computes no hashes for the pool.
-        let now = session(Pool::open(&of.pool).await?.pinned().await?, queries, meter).await?;
+        // Evaluation images may have been noted after the training. At a fixed version: a report computes no hashes.
+        let now = session(newest.pinned().await?, queries, meter).await?;
         let share = |near: f64| format!("{near:.0} ({:.2}%)", 100.0 * near / different.len().max(1) as f64);
         let sql = format!("SELECT count(*) FROM near_eval_images(threshold => {BITS}) WHERE uid IN (SELECT uid FROM {file})");
         let near = number(&now, &sql).await;
