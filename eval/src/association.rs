@@ -47,7 +47,7 @@ pub(crate) fn evaluate(encoder: &mut Encoder, set: &EvalSet, context: &Context) 
         },
     )?;
     let prompts: Vec<String> = questions.iter().map(|question| prompt(&question.cue)).collect();
-    let mut cues = encoder.encode_texts(&prompts);
+    let mut cues = encoder.encode_texts(&prompts)?;
     train::normalize_rows(&mut cues, dim);
     let mut scores = Vec::new();
     unreadable.count = 0;

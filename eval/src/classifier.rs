@@ -44,7 +44,7 @@ impl Cache {
             context.check(set)?;
             context.progress(", prompts of its classes", (weights.len() / dim * templates.len()) as u64, total, "prompts");
             let prompts: Vec<String> = classes.iter().flat_map(|name| templates.iter().map(|template| prompt(template, name))).collect();
-            let mut features = encoder.encode_texts(&prompts);
+            let mut features = encoder.encode_texts(&prompts)?;
             train::normalize_rows(&mut features, dim);
             for features in features.chunks_exact(templates.len() * dim) {
                 let mut mean = vec![0.0; dim];

@@ -33,9 +33,17 @@ pub fn for_each_image(
     each: &mut dyn FnMut(Vec<EvalImage>) -> bool,
 ) -> Result<()> {
     let mut chunk: Vec<(String, Vec<u8>)> = Vec::new();
+    let mut failed = None;
     let mut work = |chunk: Vec<(String, Vec<u8>)>, done: u64| {
         on_progress(Progress { what: set.task.name.clone(), done, total: set.bytes, unit: "bytes" });
-        !stop.load(Ordering::Relaxed) && each(identify(encoder.as_deref_mut(), &set.task.key, chunk))
+        !stop.load(Ordering::Relaxed)
+            && match identify(encoder.as_deref_mut(), &set.task.key, chunk) {
+                Ok(images) => each(images),
+                Err(e) => {
+                    failed = Some(e);
+                    false
+                }
+            }
     };
     let mut add = |key: String, image: Option<Vec<u8>>, done: u64| {
         chunk.extend(image.map(|image| (key, image)));
@@ -49,13 +57,16 @@ pub fn for_each_image(
         _ => source::samples(set, &mut |sample, done| add(sample.key, sample.image, done))?,
     }
     work(chunk, set.bytes);
+    if let Some(e) = failed {
+        return Err(e);
+    }
     match stop.load(Ordering::Relaxed) {
         true => Err(Error::Interrupted { task: set.task.name.clone() }),
         false => Ok(()),
     }
 }
 
-fn identify(encoder: Option<&mut Encoder>, task: &str, images: Vec<(String, Vec<u8>)>) -> Vec<EvalImage> {
+fn identify(encoder: Option<&mut Encoder>, task: &str, images: Vec<(String, Vec<u8>)>) -> Result<Vec<EvalImage>> {
     let hashes: Vec<Option<i64>> = images.par_iter().map(|(_, image)| perceptual_hash(image)).collect();
     let mut embeddings: Vec<Option<Vec<f32>>> = vec![None; images.len()];
     if let Some(encoder) = encoder {
@@ -63,10 +74,10 @@ fn identify(encoder: Option<&mut Encoder>, task: &str, images: Vec<(String, Vec<
         let preprocess = encoder.preprocessor();
         let pixels: Vec<Option<Vec<u8>>> = images.par_iter().map(|(_, image)| preprocess(image).ok()).collect();
         let readable: Vec<usize> = (0..pixels.len()).filter(|i| pixels[*i].is_some()).collect();
-        let mut features = encoder.encode_images(&pixels.into_iter().flatten().collect::<Vec<_>>());
+        let mut features = encoder.encode_images(&pixels.into_iter().flatten().collect::<Vec<_>>())?;
         train::normalize_rows(&mut features, dim);
         readable.iter().zip(features.chunks_exact(dim)).for_each(|(i, row)| embeddings[*i] = Some(row.to_vec()));
     }
     let parts = images.into_iter().zip(hashes).zip(embeddings);
-    parts.map(|(((sample, _), hash), embedding)| EvalImage { task: task.to_string(), sample, hash, embedding }).collect()
+    Ok(parts.map(|(((sample, _), hash), embedding)| EvalImage { task: task.to_string(), sample, hash, embedding }).collect())
 }

@@ -29,7 +29,7 @@ pub(crate) fn evaluate(encoder: &mut Encoder, set: &EvalSet, context: &Context) 
             image_of.extend(std::iter::repeat_n(first + i, sample.captions.len()));
             texts.extend(sample.captions);
         }
-        let mut features = encoder.encode_texts(&texts);
+        let mut features = encoder.encode_texts(&texts)?;
         train::normalize_rows(&mut features, dim);
         captions.extend(features);
         Ok(())

@@ -12,8 +12,6 @@ use crate::set::EvalSet;
 use crate::source::Sample;
 use crate::{Error, Result};
 
-/// Images that are decoded, and encoded, at a time.
-const BATCH: usize = 64;
 /// Batches that wait for the model at most.
 const AHEAD: usize = 2;
 
@@ -65,16 +63,16 @@ pub(crate) fn encode_images<T: Send>(
     mut each: impl FnMut(&mut Encoder, Vec<Sample>, &[f32]) -> Result<()>,
 ) -> Result<(T, Unreadable)> {
     let dim = encoder.config().embed_dim;
-    let preprocess = encoder.preprocessor();
+    let (preprocess, batch) = (encoder.preprocessor(), encoder.batch());
     let (sender, receiver) = sync_channel(AHEAD);
     std::thread::scope(|scope| {
         let producer = scope.spawn(move || {
-            let mut waiting = Vec::with_capacity(BATCH);
+            let mut waiting = Vec::with_capacity(batch);
             let mut read = 0;
             let produced = produce(&mut |sample, bytes| {
                 waiting.push(sample);
                 read = bytes;
-                waiting.len() < BATCH || send(&sender, std::mem::take(&mut waiting), bytes, &preprocess)
+                waiting.len() < batch || send(&sender, std::mem::take(&mut waiting), bytes, &preprocess)
             })?;
             send(&sender, waiting, read, &preprocess);
             Ok(produced)
@@ -85,7 +83,7 @@ pub(crate) fn encode_images<T: Send>(
             unreadable.count += batch.unreadable.len() as u64;
             unreadable.first = unreadable.first.or(batch.unreadable.into_iter().next());
             images += batch.samples.len();
-            let mut features = encoder.encode_images(&batch.pixels);
+            let mut features = encoder.encode_images(&batch.pixels)?;
             train::normalize_rows(&mut features, dim);
             each(encoder, batch.samples, &features)?;
             context.progress(&format!(", {images} images"), batch.bytes.min(set.bytes), set.bytes, "bytes");

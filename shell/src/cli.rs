@@ -4,7 +4,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 mod models;
 
-pub(crate) use models::{Embed, Encode, Eval, EvalImages, Report, ReportFormat, Train};
+pub(crate) use models::{Compute, Doctor, Embed, Encode, Eval, EvalImages, Precision, Report, ReportFormat, Train};
 
 /// An embedded columnar store and query engine for image-text pools: choose data by SQL, train CLIP on the answer,
 /// evaluate it.
@@ -51,6 +51,8 @@ pub(crate) enum Command {
     Index(Index),
     /// Named vector sets: centroids, targets
     Vectors(Vectors),
+    /// What this machine computes with; with --gpu, whether the GPU does it right, and how fast
+    Doctor(Doctor),
     /// The optional files (language model, WordNet, ...): where they are, what is missing
     Resources(Resources),
 }

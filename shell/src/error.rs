@@ -18,6 +18,10 @@ pub(crate) enum Error {
     NotEvaluated { sets: Vec<String> },
     #[error("{pool} is not sound: {wrong} findings")]
     NotSound { pool: String, wrong: usize },
+    #[error("the GPU computes what the CPU does not: {}", wrong.join("; "))]
+    SelfTest { wrong: Vec<String> },
+    #[error(transparent)]
+    Gpu(#[from] gpu::Error),
     #[error(transparent)]
     Storage(#[from] storage::Error),
     #[error(transparent)]
@@ -44,6 +48,7 @@ impl Error {
             Error::NotSound { pool, .. } => {
                 Some(format!("files that no version needs and indexes that lag are mended by: tarn verify {pool} --repair"))
             }
+            Error::Gpu(e) => e.hint(),
             Error::Storage(e) => e.hint(),
             Error::Index(e) => e.hint(),
             Error::Engine(e) => e.hint(),

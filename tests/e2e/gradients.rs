@@ -3,7 +3,7 @@
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use train::backend::Cpu;
+use train::backend::{Cpu, Pixels};
 use train::model::{Capacity, Model};
 use train::parameters::Parameters;
 use train::step::Trainer;
@@ -50,15 +50,15 @@ fn batch() -> (Vec<f32>, Vec<Vec<u32>>) {
     (pixels, (0..BATCH).map(caption).collect())
 }
 
-fn trainer(config: &ModelConfig, values: &[f32], capacity: Capacity, learning_rate: f32) -> Trainer<Cpu> {
+fn trainer(config: &ModelConfig, values: &[f32], capacity: Capacity, learning_rate: f32) -> Trainer {
     let recipe = Recipe { batch_size: BATCH, learning_rate, ..Recipe::named("tiny").unwrap() };
-    Trainer::new(Model::new(Cpu::new(), config, values, capacity), recipe)
+    Trainer::new(Model::new(Box::new(Cpu::new()), config, values, capacity).unwrap(), recipe).unwrap()
 }
 
-fn step(trainer: &mut Trainer<Cpu>) -> f32 {
+fn step(trainer: &mut Trainer) -> f32 {
     let (pixels, captions) = batch();
     let sample = pixels.len() / BATCH;
-    trainer.step(&captions, |range| pixels[range.start * sample..range.end * sample].to_vec(), &|_| true).unwrap().unwrap().loss
+    trainer.step(&captions, |range| Pixels::Values(&pixels[range.start * sample..range.end * sample]), &|_| true).unwrap().unwrap().loss
 }
 
 /// The loss and its gradient at `values`.

@@ -6,6 +6,7 @@ mod cli;
 mod evaluation;
 mod filters;
 mod golden;
+mod gpus;
 mod gradients;
 mod group;
 mod path;
@@ -59,6 +60,13 @@ fn main() {
         let missing = s3::python_with(module).is_none();
         if missing {
             eprintln!("TARN_TEST_PYTHON names no Python with {module}: {name} is skipped");
+        }
+        trials.push(Trial::test(name, move || run(|| test(&Sandbox::new()))).with_ignored_flag(missing));
+    }
+    for &(name, test, available) in gpus::TESTS {
+        let missing = !available();
+        if missing {
+            eprintln!("what {name} needs is not here: it is skipped");
         }
         trials.push(Trial::test(name, move || run(|| test(&Sandbox::new()))).with_ignored_flag(missing));
     }

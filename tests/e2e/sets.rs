@@ -9,7 +9,7 @@ use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field};
 use eval::{Kind, Task, tasks};
 use train::parameters::Parameters;
-use train::{Checkpoint, Encoder, ModelConfig, OpenClipConfig, PreprocessConfig, normalize_rows};
+use train::{Checkpoint, Device, Encoder, ModelConfig, OpenClipConfig, PreprocessConfig, normalize_rows};
 
 use crate::{Sandbox, source};
 
@@ -31,14 +31,14 @@ pub(crate) struct Oracle {
 
 impl Oracle {
     pub fn new() -> Oracle {
-        let mut encoder = Encoder::new(checkpoint());
+        let mut encoder = Encoder::new(checkpoint(), Device::Cpu).unwrap();
         let pixels: Vec<Vec<u8>> = (0..IMAGES).map(|i| encoder.preprocess(&source::picture(i)).unwrap()).collect();
-        let features = encoder.encode_images(&pixels);
+        let features = encoder.encode_images(&pixels).unwrap();
         Oracle { encoder, images: unit(features) }
     }
 
     fn texts(&mut self, texts: &[String]) -> Vec<Vec<f64>> {
-        unit(self.encoder.encode_texts(texts))
+        unit(self.encoder.encode_texts(texts).unwrap())
     }
 
     /// The classes by their logits, best first, of each image.

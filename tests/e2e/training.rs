@@ -2,15 +2,16 @@
 
 use std::collections::HashMap;
 use std::io::Write;
+use std::ops::Range;
 use std::path::Path;
 use std::process::Stdio;
 
 use serde_json::Value;
-use train::backend::Cpu;
+use train::backend::{Cpu, Pixels};
 use train::model::{Capacity, Model};
 use train::parameters::Parameters;
 use train::step::Trainer;
-use train::{Checkpoint, Encoder, ModelConfig, OpenClipConfig, PreprocessConfig, Recipe, Tokenizer, normalize_rows};
+use train::{Checkpoint, Device, Encoder, ModelConfig, OpenClipConfig, PreprocessConfig, Recipe, Tokenizer, normalize_rows};
 
 use crate::source::{self, uid};
 use crate::{DataTest, Sandbox, Test};
@@ -359,12 +360,12 @@ fn loose_files(t: &Sandbox) {
     assert_eq!(output.code, 0, "{}", output.stderr);
     assert!(output.stderr.contains("images/broken.jpg: unreadable image: the JPEG breaks off"), "{}", output.stderr);
     let (images, texts) = (array(&t.path("out.npz"), "image_features"), array(&t.path("out.npz"), "text_features"));
-    let mut encoder = Encoder::open(&t.path("model")).unwrap();
+    let mut encoder = Encoder::open(&t.path("model"), Device::Cpu).unwrap();
     let pixels = [1, 2].map(|i| encoder.preprocess(&source::picture(i)).unwrap());
-    let expected = encoder.encode_images(&pixels);
+    let expected = encoder.encode_images(&pixels).unwrap();
     assert_eq!(images[..2 * 64], expected);
     assert!(images.len() == 3 * 64 && images[2 * 64..].iter().all(|x| x.is_nan()));
-    assert_eq!(texts, encoder.encode_texts(&["a red ball", "zwei Bälle", ""]));
+    assert_eq!(texts, encoder.encode_texts(&["a red ball", "zwei Bälle", ""]).unwrap());
     assert!(!t.path("out.npz.parts").exists());
     t.ok(&["encode", "model", "--texts", "texts.txt", "--normalize", "-o", "unit.npz"]);
     let mut unit = texts;
@@ -442,28 +443,25 @@ fn overfit(t: &Sandbox, data: &Path) {
     let start = checkpoint();
     let config = start.config.model_cfg.clone();
     start.write(&t.path("model")).unwrap();
-    let encoder = Encoder::open(&t.path("model")).unwrap();
+    let encoder = Encoder::open(&t.path("model"), Device::Cpu).unwrap();
     let pixels: Vec<Vec<u8>> = samples.iter().map(|(image, _)| encoder.preprocess(image).unwrap()).collect();
-    let sample = 3 * config.vision_cfg.image_size.pow(2);
-    let mut normalized = vec![0.0; 64 * sample];
-    for (out, pixels) in normalized.chunks_exact_mut(sample).zip(&pixels) {
-        train::image::normalize(out, pixels, &PreprocessConfig::default());
-    }
+    let (bytes, sample) = (pixels.concat(), 3 * config.vision_cfg.image_size.pow(2));
+    let PreprocessConfig { mean, std, .. } = PreprocessConfig::default();
+    let part = |range: Range<usize>| Pixels::Bytes { bytes: &bytes[range.start * sample..range.end * sample], mean, std };
     let tokenizer = Tokenizer::default();
     let captions: Vec<Vec<u32>> = samples.iter().map(|(_, text)| tokenizer.encode(text, 77)).collect();
 
     let recipe = Recipe { batch_size: 64, learning_rate: 1e-3, warmup: 10, samples_seen: 64 * 150, ..Recipe::named("tiny").unwrap() };
-    let mut trainer = Trainer::new(Model::new(Cpu::new(), &config, &start.values, Capacity::of(&config, 64, 77, 1)), recipe);
+    let mut trainer =
+        Trainer::new(Model::new(Box::new(Cpu::new()), &config, &start.values, Capacity::of(&config, 64, 77, 1)).unwrap(), recipe).unwrap();
     let mut loss = f32::NAN;
     for _ in 0..150 {
-        loss = trainer
-            .step(&captions, |range| normalized[range.start * sample..range.end * sample].to_vec(), &|_| true)
-            .unwrap()
-            .unwrap()
-            .loss;
+        loss = trainer.step(&captions, part, &|_| true).unwrap().unwrap().loss;
     }
-    let mut trained = Encoder::new(Checkpoint { config: start.config, values: trainer.values(0..trainer.model.parameters.len) });
-    let (mut images, mut texts) = (trained.encode_images(&pixels), trained.encode_texts(&samples.iter().map(|s| s.1).collect::<Vec<_>>()));
+    let values = trainer.values(0..trainer.model.parameters.len);
+    let mut trained = Encoder::new(Checkpoint { config: start.config, values }, Device::Cpu).unwrap();
+    let mut images = trained.encode_images(&pixels).unwrap();
+    let mut texts = trained.encode_texts(&samples.iter().map(|s| s.1).collect::<Vec<_>>()).unwrap();
     normalize_rows(&mut images, 64);
     normalize_rows(&mut texts, 64);
     let recall = |from: &[f32], to: &[f32]| {

@@ -11,11 +11,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use storage::{Pool, Samples, Subset};
+use train::backend::{Cpu, Pixels};
 use train::loader::{Order, Shuffle};
 use train::model::{Capacity, Model};
 use train::parameters::Parameters;
 use train::step::Trainer;
-use train::{Checkpoint, Encoder, ModelConfig, OpenClipConfig, PreprocessConfig, Recipe, Tokenizer, backend::Cpu};
+use train::{Checkpoint, Device, Encoder, ModelConfig, OpenClipConfig, PreprocessConfig, Recipe, Tokenizer};
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -53,14 +54,15 @@ fn step(model: &str, batch: usize, steps: usize) {
     let config = config(model);
     let values = Parameters::new(&config).draw(1);
     let recipe = Recipe { batch_size: batch, ..Recipe::named("tiny").expect("a known scale") };
-    let mut trainer = Trainer::new(Model::new(Cpu::new(), &config, &values, Capacity::of(&config, batch, 40, 1)), recipe);
+    let model = Model::new(Box::new(Cpu::new()), &config, &values, Capacity::of(&config, batch, 40, 1)).expect("memory");
+    let mut trainer = Trainer::new(model, recipe).expect("memory");
     let pixels = pixels(&config, batch);
     let sample = pixels.len() / batch;
     let caption = |i: usize| [vec![49406], (0..words(i)).map(|j| (300 + i * 31 + j * 17) as u32).collect(), vec![49407]].concat();
     let captions: Vec<Vec<u32>> = (0..batch).map(caption).collect();
     for _ in 0..steps {
         timed(batch, || {
-            trainer.step(&captions, |range| pixels[range.start * sample..range.end * sample].to_vec(), &|_| true).unwrap();
+            trainer.step(&captions, |range| Pixels::Values(&pixels[range.start * sample..range.end * sample]), &|_| true).unwrap();
         });
     }
 }
@@ -69,12 +71,12 @@ fn encode(model: &str, batch: usize, rounds: usize) {
     let model_cfg = config(model);
     let values = Parameters::new(&model_cfg).draw(1);
     let pixels = pixels(&model_cfg, batch);
-    let mut encoder =
-        Encoder::new(Checkpoint { config: OpenClipConfig { model_cfg, preprocess_cfg: PreprocessConfig::default() }, values });
+    let config = OpenClipConfig { model_cfg, preprocess_cfg: PreprocessConfig::default() };
+    let mut encoder = Encoder::new(Checkpoint { config, values }, Device::Cpu).expect("memory");
     let texts: Vec<String> = (0..batch).map(|i| "word ".repeat(words(i))).collect();
     for _ in 0..rounds {
-        timed(batch, || drop(encoder.encode_pixels(&pixels, batch)));
-        timed(batch, || drop(encoder.encode_texts(&texts)));
+        timed(batch, || drop(encoder.encode_pixels(Pixels::Values(&pixels), batch).expect("features")));
+        timed(batch, || drop(encoder.encode_texts(&texts).expect("features")));
     }
 }
 

@@ -6,12 +6,11 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 use storage::Samples;
 
-use crate::backend::{Backend, Cpu, Epilogue, Gemm};
+use crate::backend::{Backend, Epilogue, Gemm};
+use crate::device::Device;
 use crate::loader::{self, Order};
-use crate::model::Model;
 use crate::parameters::Parameters;
 use crate::plan::Plan;
-use crate::step::Trainer;
 use crate::text::Tokenizer;
 use crate::{Recipe, Result};
 
@@ -57,7 +56,7 @@ pub fn doctor(samples: &Samples, plan: &Plan) -> Result<Ceilings> {
 
     let recipe = Recipe { batch_size, ..plan.recipe.clone() };
     let values = Parameters::new(&plan.model).draw(plan.seed);
-    let mut trainer = Trainer::new(Model::new(Cpu::new(), &plan.model, &values, plan.capacity()?), recipe);
+    let mut trainer = Plan { recipe, ..plan.clone() }.trainer(&values, plan.capacity()?)?;
     let batches = loader::start(samples.clone(), &plan.model, Arc::new(Tokenizer::default()), order(0..1));
     let batch = batches.recv().map_err(|_| crate::Error::WorkerPanicked)??;
     // The first step also takes memory from the system.
@@ -73,21 +72,30 @@ pub fn doctor(samples: &Samples, plan: &Plan) -> Result<Ceilings> {
         decode: seen as f64 / decode.as_secs_f64(),
         compute: (steps * batch_size) as f64 / seconds,
         flops: (trainer.model.backend.flops() - flops) / seconds,
-        peak_flops: peak_flops(),
+        peak_flops: peak_flops(trainer.model.backend.as_mut(), plan.device),
     })
 }
 
-/// Floating-point operations a second of one large matrix product on all cores, the best of several.
-pub fn peak_flops() -> f64 {
-    const N: usize = 1024;
-    let mut b = Cpu::new();
-    let [out, x, y] = [(); 3].map(|()| b.alloc(N * N));
-    let gemm =
-        Gemm { out, a: x, b: y, m: N, n: N, k: N, transpose_a: false, transpose_b: true, accumulate: false, epilogue: Epilogue::None };
-    let timed = |b: &mut Cpu| {
+impl Plan {
+    /// Floating-point operations a second of one large matrix product on the plan's device.
+    pub fn peak_flops(&self) -> Result<f64> {
+        let mut backend = self.device.open(&self.model)?;
+        let peak = peak_flops(backend.as_mut(), self.device);
+        backend.check()?;
+        Ok(peak)
+    }
+}
+
+/// Of activations, the best of several.
+fn peak_flops(b: &mut dyn Backend, device: Device) -> f64 {
+    let n = if matches!(device, Device::Cuda(..)) { 8192 } else { 1024 };
+    let [out, x, y] = [(); 3].map(|()| b.alloc_activations(n * n));
+    let gemm = Gemm { out, a: x, b: y, m: n, n, k: n, transpose_a: false, transpose_b: true, accumulate: false, epilogue: Epilogue::None };
+    let mut timed = || {
         let start = Instant::now();
         b.gemm(gemm);
-        2.0 * (N * N * N) as f64 / start.elapsed().as_secs_f64()
+        b.read(out.first(1));
+        2.0 * (n * n * n) as f64 / start.elapsed().as_secs_f64()
     };
-    (0..30).map(|_| timed(&mut b)).fold(0.0, f64::max)
+    (0..30).map(|_| timed()).fold(0.0, f64::max)
 }

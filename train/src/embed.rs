@@ -149,13 +149,12 @@ impl Work {
     fn rows(&mut self, range: Range<usize>, runtime: &tokio::runtime::Handle) -> Result<RecordBatch> {
         let which: Vec<usize> = range.collect();
         let samples = runtime.block_on(self.samples.read(&which))?;
-        let encoder = &self.encoder;
-        let pixels: Vec<Option<Vec<u8>>> =
-            samples.par_iter().map(|s| s.image.as_ref().and_then(|bytes| encoder.preprocess(bytes).ok())).collect();
+        let preprocess = self.encoder.preprocessor();
+        let pixels: Vec<Option<Vec<u8>>> = samples.par_iter().map(|s| s.image.as_ref().and_then(|bytes| preprocess(bytes).ok())).collect();
         let has_image: Vec<bool> = pixels.iter().map(Option::is_some).collect();
         let has_text: Vec<bool> = samples.iter().map(|s| s.text.is_some()).collect();
-        let images = self.encoder.encode_images(&pixels.into_iter().flatten().collect::<Vec<_>>());
-        let texts = self.encoder.encode_texts(&samples.iter().filter_map(|s| s.text.as_deref()).collect::<Vec<_>>());
+        let images = self.encoder.encode_images(&pixels.into_iter().flatten().collect::<Vec<_>>())?;
+        let texts = self.encoder.encode_texts(&samples.iter().filter_map(|s| s.text.as_deref()).collect::<Vec<_>>())?;
 
         let dim = self.encoder.config().embed_dim;
         let (images, texts) = (halves(images, &has_image, dim), halves(texts, &has_text, dim));

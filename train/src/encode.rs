@@ -77,7 +77,7 @@ pub fn encode(
     let parts = Parts::open(Path::new(&folder), &digest(encoder, files, normalize))?;
     let total = (files.images.len() + files.texts.len()) as u64;
     let (mut number, mut done) = (0, 0);
-    let mut next = |n: usize, features: &mut dyn FnMut() -> Vec<f32>| -> Result<Vec<f32>> {
+    let mut next = |n: usize, features: &mut dyn FnMut() -> Result<Vec<f32>>| -> Result<Vec<f32>> {
         if stop.load(Ordering::Relaxed) {
             return Err(Error::Stopped { done, total });
         }
@@ -86,7 +86,7 @@ pub fn encode(
         let values = match kept.filter(|values| values.len() == n * dim) {
             Some(values) => values,
             None => {
-                let values = features();
+                let values = features()?;
                 let schema = Arc::new(Schema::new(vec![Field::new("features", DataType::Float32, false)]));
                 let batch = RecordBatch::try_new(schema, vec![Arc::new(Float32Array::from(values.clone()))]);
                 parts.write(number, &batch.map_err(storage::Error::from)?)?;
@@ -101,34 +101,35 @@ pub fn encode(
         let rows = next(paths.len(), &mut || encode_images(encoder, paths, normalize))?;
         let broken = paths.iter().zip(rows.chunks_exact(dim)).filter(|(_, row)| row[0].is_nan());
         // Looked at again for the reason, which the pieces do not keep.
-        unreadable.extend(broken.map(|(path, _)| (path.clone(), read(encoder, path).err().unwrap_or_default())));
+        unreadable.extend(broken.map(|(path, _)| (path.clone(), read(&encoder.preprocessor(), path).err().unwrap_or_default())));
         images.extend(rows);
     }
     let mut texts = Vec::with_capacity(files.texts.len() * dim);
     for lines in files.texts.chunks(PART) {
-        texts.extend(next(lines.len(), &mut || scaled(encoder.encode_texts(lines), dim, normalize))?);
+        texts.extend(next(lines.len(), &mut || Ok(scaled(encoder.encode_texts(lines)?, dim, normalize)))?);
     }
     write_whole(out, |file| write_npz(file, files, dim, &images, &texts))?;
     parts.remove()?;
     Ok(unreadable)
 }
 
-fn encode_images(encoder: &mut Encoder, paths: &[PathBuf], normalize: bool) -> Vec<f32> {
+fn encode_images(encoder: &mut Encoder, paths: &[PathBuf], normalize: bool) -> Result<Vec<f32>> {
     let dim = encoder.config().embed_dim;
-    let pixels: Vec<Option<Vec<u8>>> = paths.par_iter().map(|path| read(encoder, path).ok()).collect();
+    let preprocess = encoder.preprocessor();
+    let pixels: Vec<Option<Vec<u8>>> = paths.par_iter().map(|path| read(&preprocess, path).ok()).collect();
     let readable: Vec<bool> = pixels.iter().map(Option::is_some).collect();
-    let features = encoder.encode_images(&pixels.into_iter().flatten().collect::<Vec<_>>());
+    let features = encoder.encode_images(&pixels.into_iter().flatten().collect::<Vec<_>>())?;
     let mut features = features.chunks_exact(dim);
     let rows = readable.into_iter().flat_map(|readable| {
         let row = if readable { features.next() } else { None };
         row.map_or(vec![f32::NAN; dim], <[f32]>::to_vec)
     });
-    scaled(rows.collect(), dim, normalize)
+    Ok(scaled(rows.collect(), dim, normalize))
 }
 
-fn read(encoder: &Encoder, path: &Path) -> Result<Vec<u8>, String> {
+fn read(preprocess: &impl Fn(&[u8]) -> Result<Vec<u8>>, path: &Path) -> Result<Vec<u8>, String> {
     let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
-    encoder.preprocess(&bytes).map_err(|e| e.to_string())
+    preprocess(&bytes).map_err(|e| e.to_string())
 }
 
 fn scaled(mut features: Vec<f32>, dim: usize, normalize: bool) -> Vec<f32> {

@@ -4,37 +4,43 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::backend::{Backend, Cpu, Span};
+use crate::backend::{Pixels, Span};
 use crate::checkpoint::{Checkpoint, f32_bytes};
 use crate::config::{ModelConfig, PreprocessConfig};
+use crate::device::Device;
 use crate::model::{Capacity, Model, Tokens};
 use crate::parameters::part;
 use crate::text::Tokenizer;
 use crate::{Result, image};
 
-/// Samples encoded at a time.
-const BATCH: usize = 64;
-
 /// A loaded checkpoint that turns images and captions into features.
 pub struct Encoder {
-    model: Model<Cpu>,
+    model: Model,
     preprocess: PreprocessConfig,
     tokenizer: Arc<Tokenizer>,
     features: Span,
+    batch: usize,
 }
 
 impl Encoder {
     /// Opens a checkpoint's folder.
-    pub fn open(folder: &Path) -> Result<Encoder> {
-        Ok(Encoder::new(Checkpoint::read(folder)?))
+    pub fn open(folder: &Path, device: Device) -> Result<Encoder> {
+        Encoder::new(Checkpoint::read(folder)?, device)
     }
 
-    pub fn new(checkpoint: Checkpoint) -> Encoder {
+    pub fn new(checkpoint: Checkpoint, device: Device) -> Result<Encoder> {
         let config = &checkpoint.config;
-        let capacity = Capacity::of(&config.model_cfg, BATCH, config.model_cfg.text_cfg.context_length, 0);
-        let mut model = Model::new(Cpu::new(), &config.model_cfg, &checkpoint.values, capacity);
-        let features = model.backend.alloc(BATCH * config.model_cfg.embed_dim);
-        Encoder { model, preprocess: config.preprocess_cfg.clone(), tokenizer: Arc::default(), features }
+        let batch = device.largest_micro_batch();
+        let capacity = Capacity::of(&config.model_cfg, batch, config.model_cfg.text_cfg.context_length, 0);
+        let mut model = Model::new(device.open(&config.model_cfg)?, &config.model_cfg, &checkpoint.values, capacity)?;
+        let features = model.backend.alloc(batch * config.model_cfg.embed_dim);
+        model.backend.check()?;
+        Ok(Encoder { model, preprocess: config.preprocess_cfg.clone(), tokenizer: Arc::default(), features, batch })
+    }
+
+    /// Samples encoded at a time.
+    pub fn batch(&self) -> usize {
+        self.batch
     }
 
     /// Of the configuration and all weights: what a feature depends on.
@@ -69,37 +75,42 @@ impl Encoder {
     }
 
     /// `[n, embed_dim]`, not normalised, from the pixels of `preprocess`.
-    pub fn encode_images(&mut self, pixels: &[Vec<u8>]) -> Vec<f32> {
+    pub fn encode_images(&mut self, pixels: &[Vec<u8>]) -> Result<Vec<f32>> {
+        let PreprocessConfig { mean, std, .. } = self.preprocess;
         let mut features = Vec::with_capacity(pixels.len() * self.model.config.embed_dim);
-        for pixels in pixels.chunks(BATCH) {
-            let sample = pixels[0].len();
-            let mut normalized = vec![0.0; pixels.len() * sample];
-            normalized.par_chunks_mut(sample).zip(pixels).for_each(|(out, pixels)| image::normalize(out, pixels, &self.preprocess));
-            features.extend(self.encode_pixels(&normalized, pixels.len()));
+        for pixels in pixels.chunks(self.batch) {
+            let bytes = pixels.concat();
+            features.extend(self.encode_pixels(Pixels::Bytes { bytes: &bytes, mean, std }, pixels.len())?);
         }
-        features
+        Ok(features)
     }
 
-    /// `[n, embed_dim]`, not normalised, from normalised `pixels[n, 3, size, size]`, n at most 64.
-    pub fn encode_pixels(&mut self, pixels: &[f32], n: usize) -> Vec<f32> {
+    /// `[n, embed_dim]`, not normalised, of n images, at most `batch`.
+    pub fn encode_pixels(&mut self, pixels: Pixels, n: usize) -> Result<Vec<f32>> {
         let out = self.features.first(n * self.model.config.embed_dim);
         self.model.encode_images(0, out, pixels);
-        self.model.backend.read(out)
+        self.read(out)
+    }
+
+    fn read(&mut self, features: Span) -> Result<Vec<f32>> {
+        let values = self.model.backend.read(features);
+        self.model.backend.check()?;
+        Ok(values)
     }
 
     /// `[n, embed_dim]`, not normalised.
-    pub fn encode_texts<S: AsRef<str> + Sync>(&mut self, texts: &[S]) -> Vec<f32> {
+    pub fn encode_texts<S: AsRef<str> + Sync>(&mut self, texts: &[S]) -> Result<Vec<f32>> {
         let context_length = self.model.config.text_cfg.context_length;
         let tokenizer = &self.tokenizer;
         let tokens: Vec<Vec<u32>> = texts.par_iter().map(|text| tokenizer.encode(text.as_ref(), context_length)).collect();
         let mut features = Vec::with_capacity(texts.len() * self.model.config.embed_dim);
-        for tokens in tokens.chunks(BATCH) {
+        for tokens in tokens.chunks(self.batch) {
             let tokens = Tokens::new(tokens, &self.model.config.text_cfg);
             let out = self.features.first(tokens.ends.len() * self.model.config.embed_dim);
             self.model.encode_texts(0, out, &tokens);
-            features.extend(self.model.backend.read(out));
+            features.extend(self.read(out)?);
         }
-        features
+        Ok(features)
     }
 }
 

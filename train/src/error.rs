@@ -56,6 +56,12 @@ pub enum Error {
     Diverged { step: u64, loss: f32 },
     #[error("{name} is '{value}', expected {expected}")]
     Environment { name: &'static str, value: String, expected: &'static str },
+    #[error("no device '{given}', expected {expected}")]
+    Device { given: String, expected: String },
+    #[error("{device} cannot compute this model: it has {reason}")]
+    Refused { device: String, reason: String },
+    #[error(transparent)]
+    Gpu(#[from] gpu::Error),
     #[error("process {rank}: {reason}")]
     Group { rank: usize, reason: String },
     #[error("a batch of {batch_size} cannot be shared by {world} processes")]
@@ -104,6 +110,8 @@ impl Error {
                 "look at them: tarn sql POOL -c \"SELECT uid, format, width, height, source FROM images LIMIT 20\"".into()
             }
             Error::Storage(e) => return e.hint(),
+            Error::Gpu(e) => return e.hint(),
+            Error::Refused { .. } => "give --device cpu".into(),
             _ => return None,
         })
     }

@@ -4,6 +4,7 @@
 pub mod backend;
 mod checkpoint;
 mod config;
+mod device;
 pub mod doctor;
 pub mod embed;
 pub mod encode;
@@ -21,12 +22,14 @@ mod plan;
 mod recipe;
 mod run;
 mod saved;
+pub mod selftest;
 pub mod step;
 pub mod text;
 
-pub use backend::inner_products;
+pub use backend::{Precision, inner_products};
 pub use checkpoint::{CONFIG_FILE, Checkpoint, WEIGHTS_FILE};
 pub use config::{ModelConfig, OpenClipConfig, PreprocessConfig, TextConfig, VisionConfig};
+pub use device::Device;
 pub use encoder::{Encoder, normalize_rows};
 pub use error::{Error, Result};
 pub use group::{Group, Rendezvous};

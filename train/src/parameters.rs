@@ -156,7 +156,6 @@ impl Parameters {
         let text_positions = t.add("positional_embedding", &[text.context_length, text.width], Init::Normal(0.01));
         let width_std = (text.width as f32).powf(-0.5);
         let text_projection = t.add("text_projection", &[text.width, config.embed_dim], Init::Normal(width_std));
-        let logit_scale = t.add("logit_scale", &[], Init::Constant(config.init_logit_scale.unwrap_or(LOGIT_SCALE_INIT)));
         let token_embedding = t.add("token_embedding.weight", &[text.vocab_size, text.width], Init::Normal(0.02));
         let proj_std = Init::Normal(width_std * (2.0 * text.layers as f32).powf(-0.5));
         let fc_std = Init::Normal((2.0 * text.width as f32).powf(-0.5));
@@ -164,6 +163,8 @@ impl Parameters {
         let hidden = text.hidden();
         let text_blocks = (0..text.layers).map(|i| t.block(&format!("transformer.resblocks.{i}"), text.width, hidden, inits)).collect();
         let ln_final = t.layer_norm("ln_final", text.width);
+        // Last, for it has one value: all others begin at a multiple of eight.
+        let logit_scale = t.add("logit_scale", &[], Init::Constant(config.init_logit_scale.unwrap_or(LOGIT_SCALE_INIT)));
         let Table { all, len } = table;
         Parameters {
             all,

@@ -2,12 +2,14 @@ use sha2::{Digest, Sha256};
 use storage::Samples;
 
 use crate::config::ModelConfig;
+use crate::device::Device;
 use crate::loader::Shuffle;
-use crate::model::Capacity;
+use crate::model::{Capacity, Model};
 use crate::parameters::Parameters;
 use crate::parts::hex;
 use crate::recipe::Recipe;
 use crate::saved::About;
+use crate::step::Trainer;
 use crate::{Error, Result};
 
 /// What to train, but for the data.
@@ -25,6 +27,8 @@ pub struct Plan {
     pub memory: usize,
     /// Stop after so many steps of the schedule.
     pub max_steps: Option<u64>,
+    /// Where to compute.
+    pub device: Device,
     /// Go on with what the folder holds.
     pub resume: bool,
     /// Write `samples.parquet`: how often each sample was seen, and its last loss.
@@ -35,8 +39,6 @@ pub struct Plan {
 const CHECKPOINTS: u64 = 5;
 /// Tokens of a caption that room is made for: longer ones make smaller micro-batches.
 const TOKENS_PER_CAPTION: usize = 40;
-/// Larger micro-batches are no faster on a CPU.
-const LARGEST_MICRO_BATCH: usize = 64;
 
 impl Plan {
     /// What is changed of the scale's recipe.
@@ -75,20 +77,27 @@ impl Plan {
             }
         }
         let of = |samples: usize| Capacity::of(&self.model, samples, TOKENS_PER_CAPTION, 1);
-        // Values, gradients and two moments; the batch's pixels, twice; its features, and the logits of a block.
-        let pixels = 6 * batch_size * self.model.vision_cfg.image_size.pow(2);
-        let fixed = 16 * Parameters::new(&self.model).len + pixels + 32 * batch_size * self.model.embed_dim + (64 << 20);
+        let bytes = |capacity: Capacity| self.device.value_bytes() * capacity.values(&self.model);
+        // Values, gradients and two moments, and values rounded; features; logits of a block; and the pixels, of the batch
+        // twice where they are in the same memory, otherwise of two micro-batches.
+        let image = 3 * self.model.vision_cfg.image_size.pow(2);
+        let parameters = Parameters::new(&self.model).len;
+        let fixed = 32 * batch_size * self.model.embed_dim
+            + match self.device {
+                Device::Cpu | Device::Emulated(_) => 16 * parameters + 2 * image * batch_size + (64 << 20),
+                _ => 18 * parameters + 3 * image * batch_size.min(self.device.largest_micro_batch()) + (512 << 20),
+            };
         let room = self.memory.saturating_sub(fixed);
         let samples = match self.micro_batch {
             Some(0) => return Err(Error::Zero { what: "the micro-batch" }),
             Some(micro_batch) if micro_batch > batch_size => return Err(Error::MicroBatch { micro_batch, batch_size }),
             Some(micro_batch) => micro_batch,
             None => {
-                let mut samples = batch_size.min(LARGEST_MICRO_BATCH);
-                while samples > 1 && of(samples).bytes(&self.model) > room {
+                let mut samples = batch_size.min(self.device.largest_micro_batch());
+                while samples > 1 && bytes(of(samples)) > room {
                     samples = samples.div_ceil(2);
                 }
-                let least = fixed + of(samples).bytes(&self.model);
+                let least = fixed + bytes(of(samples));
                 if least > self.memory {
                     return Err(Error::Memory { least, got: self.memory });
                 }
@@ -97,8 +106,14 @@ impl Plan {
         };
         // One more than the samples ask for, where captions are long.
         let micro_batches = batch_size.div_ceil(samples) + 1;
-        let kept = (room / of(samples).bytes(&self.model).max(1)).clamp(1, micro_batches);
+        let kept = (room / bytes(of(samples)).max(1)).clamp(1, micro_batches);
         Ok(Capacity { kept, ..of(samples) })
+    }
+
+    /// A trainer of these values on the plan's device.
+    pub(crate) fn trainer(&self, values: &[f32], capacity: Capacity) -> Result<Trainer> {
+        let backend = self.device.open(&self.model)?;
+        Trainer::new(Model::new(backend, &self.model, values, capacity)?, self.recipe.clone())
     }
 
     pub(crate) fn about(&self, samples: &Samples) -> About {

@@ -9,24 +9,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use storage::{Missing, Receipt, Samples, Subset};
 
-use crate::backend::{Backend, Cpu};
+use crate::backend::Pixels;
 use crate::checkpoint::{write_model, write_whole};
 use crate::config::{OpenClipConfig, PreprocessConfig};
 use crate::group::Group;
 use crate::journal::{Lines, Unreadable};
 use crate::loader::{self, Batch, Order, Shuffle};
-use crate::model::Model;
 use crate::parameters::Parameters;
 use crate::plan::Plan;
 use crate::recipe::Recipe;
 use crate::saved::{self, Saved, Seen, State};
 use crate::step::Trainer;
 use crate::text::Tokenizer;
-use crate::{Error, Result, image};
+use crate::{Error, Result};
 
 /// `RUN/run.json`: a finished run, and the way back to its query.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -38,6 +36,9 @@ pub struct Run {
     pub recipe: Recipe,
     pub seed: u64,
     pub shuffle: Shuffle,
+    /// What it was computed on.
+    #[serde(default)]
+    pub device: String,
     pub steps: u64,
     pub samples_seen: u64,
     /// Entries of the subset that were drawn from, and those that could not be.
@@ -141,7 +142,7 @@ struct Training<'a> {
     /// None for all but the first process of a group.
     files: Option<Files>,
     samples: Samples,
-    trainer: Trainer<Cpu>,
+    trainer: Trainer,
     state: State,
     /// The step of the newest checkpoint.
     saved: u64,
@@ -179,7 +180,7 @@ impl<'a> Training<'a> {
         }
         match Training::lead(samples, receipt, plan, out, on_event) {
             Ok((mut training, moments)) => {
-                training.trainer.group = group;
+                training.trainer.join(group)?;
                 training.invite(moments)?;
                 Ok(training)
             }
@@ -242,7 +243,7 @@ impl<'a> Training<'a> {
         let metrics = Lines::open(out, "metrics.jsonl", state.step)?;
         let unreadable = Unreadable::open(out, state.step)?;
         let files = Some(Files { _lock: lock, metrics, unreadable });
-        let mut trainer = Trainer::new(Model::new(Cpu::new(), &plan.model, &values, capacity), plan.recipe.clone());
+        let mut trainer = plan.trainer(&values, capacity)?;
         if let Some([m, v]) = &moments {
             trainer.resume(state.step, [m, v]);
         }
@@ -338,6 +339,7 @@ impl<'a> Training<'a> {
             recipe: plan.recipe.clone(),
             seed: plan.seed,
             shuffle: plan.shuffle,
+            device: self.trainer.model.backend.name(),
             steps,
             samples_seen,
             samples: self.samples.len() as u64,
@@ -388,15 +390,13 @@ fn config(plan: &Plan) -> OpenClipConfig {
     OpenClipConfig { model_cfg: plan.model.clone(), preprocess_cfg: PreprocessConfig::default() }
 }
 
-pub(crate) fn train_step(trainer: &mut Trainer<Cpu>, batch: &Batch, goes_on: &dyn Fn(f64) -> bool) -> Result<Option<crate::step::Report>> {
+pub(crate) fn train_step(trainer: &mut Trainer, batch: &Batch, goes_on: &dyn Fn(f64) -> bool) -> Result<Option<crate::step::Report>> {
     let size = trainer.model.config.vision_cfg.image_size;
     let sample = 3 * size * size;
     let preprocess = PreprocessConfig::default();
     let pixels = |range: Range<usize>| {
-        let mut pixels = vec![0.0; range.len() * sample];
         let bytes = &batch.pixels[range.start * sample..range.end * sample];
-        pixels.par_chunks_mut(sample).zip(bytes.par_chunks(sample)).for_each(|(out, bytes)| image::normalize(out, bytes, &preprocess));
-        pixels
+        Pixels::Bytes { bytes, mean: preprocess.mean, std: preprocess.std }
     };
     trainer.step(&batch.captions, pixels, goes_on)
 }

@@ -8,7 +8,6 @@ use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
-use crate::backend::Backend;
 use crate::checkpoint::{Checkpoint, floats, write_model, write_safetensors, write_whole};
 use crate::config::{ModelConfig, OpenClipConfig};
 use crate::loader::Shuffle;
@@ -63,14 +62,7 @@ pub struct Saved {
 
 /// Writes a training into a folder of `run` that gets its name when all is on the disk. Then the others' optimizer goes,
 /// and those before it that `keep` does not want.
-pub fn save<B: Backend>(
-    run: &Path,
-    state: &State,
-    config: &OpenClipConfig,
-    trainer: &Trainer<B>,
-    seen: &Seen,
-    keep: impl Fn(u64) -> bool,
-) -> Result<()> {
+pub fn save(run: &Path, state: &State, config: &OpenClipConfig, trainer: &Trainer, seen: &Seen, keep: impl Fn(u64) -> bool) -> Result<()> {
     let all = run.join("checkpoints");
     let folder = all.join(format!("step_{:08}", state.step));
     let part = all.join(format!("step_{:08}.part", state.step));

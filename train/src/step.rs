@@ -3,15 +3,15 @@
 use std::ops::Range;
 
 use crate::Result;
-use crate::backend::{AdamW, AdamWState, Backend, LossGrads, Span};
+use crate::backend::{AdamW, AdamWState, Backend, LossGrads, Pixels, Span};
 use crate::group::Group;
 use crate::model::{Model, Tokens};
 use crate::parameters::part;
 use crate::recipe::Recipe;
 
 /// A model with its optimizer's state and the features of a whole batch.
-pub struct Trainer<B> {
-    pub model: Model<B>,
+pub struct Trainer {
+    pub model: Model,
     pub recipe: Recipe,
     /// Steps done.
     pub step: u64,
@@ -21,8 +21,12 @@ pub struct Trainer<B> {
     images: Features,
     texts: Features,
     losses: Span,
+    /// d loss / d ln_scale, of processes that do not count it.
+    uncounted: Span,
     /// The processes that share each batch.
     pub group: Group,
+    /// The backends have a way of their own.
+    joined: bool,
 }
 
 /// `[batch, E]` each: what a tower gave, normalised, and the gradients of both.
@@ -49,25 +53,33 @@ pub struct Report {
 }
 
 impl Features {
-    fn new(b: &mut impl Backend, batch: usize, embed_dim: usize) -> Features {
+    fn new(b: &mut dyn Backend, batch: usize, embed_dim: usize) -> Features {
         let [raw, normalized, d_raw, d_normalized] = [(); 4].map(|()| b.alloc(batch * embed_dim));
         Features { raw, normalized, norms: b.alloc(batch), d_raw, d_normalized }
     }
 }
 
-impl<B: Backend> Trainer<B> {
-    pub fn new(mut model: Model<B>, recipe: Recipe) -> Trainer<B> {
+impl Trainer {
+    pub fn new(mut model: Model, recipe: Recipe) -> Result<Trainer> {
         let (n, embed_dim) = (recipe.batch_size, model.config.embed_dim);
-        let b = &mut model.backend;
+        let b = model.backend.as_mut();
         let len = model.parameters.len;
         let (grads, m, v) = (b.alloc(len), b.alloc(len), b.alloc(len));
         let (images, texts) = (Features::new(b, n, embed_dim), Features::new(b, n, embed_dim));
-        let losses = b.alloc(n);
-        Trainer { model, recipe, step: 0, grads, m, v, images, texts, losses, group: Group::alone() }
+        let (losses, uncounted) = (b.alloc(n), b.alloc(1));
+        b.check()?;
+        Ok(Trainer { model, recipe, step: 0, grads, m, v, images, texts, losses, uncounted, group: Group::alone(), joined: false })
+    }
+
+    /// Shares each batch with the other processes of a group, all of which call it.
+    pub fn join(&mut self, mut group: Group) -> Result<()> {
+        self.joined = group.world() > 1 && self.model.backend.meet(&mut group)?;
+        self.group = group;
+        Ok(())
     }
 
     /// One AdamW step on a batch of which this process has `captions.len()` samples, as many as each of the group;
-    /// `pixels` gives a range of them as `[n, 3, size, size]`.
+    /// `pixels` gives a range of them.
     /// `goes_on` is asked after each part of the work, with the share that is done: where it says no, there is no
     /// report and nothing has changed.
     ///
@@ -76,10 +88,10 @@ impl<B: Backend> Trainer<B> {
     /// keeps; the others are computed again. (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size".)
     /// Processes gather their features before the loss, which each computes whole, and sum their gradients: an error
     /// only where one of them goes away.
-    pub fn step(
+    pub fn step<'a>(
         &mut self,
         captions: &[Vec<u32>],
-        pixels: impl Fn(Range<usize>) -> Vec<f32>,
+        pixels: impl Fn(Range<usize>) -> Pixels<'a>,
         goes_on: &dyn Fn(f64) -> bool,
     ) -> Result<Option<Report>> {
         let (mine, world) = (captions.len(), self.group.world());
@@ -101,12 +113,8 @@ impl<B: Backend> Trainer<B> {
             self.gather(self.images.raw, of_batch(&(0..mine)))?;
             self.gather(self.texts.raw, of_batch(&(0..mine)))?;
         }
-        let d_logit_scale = self.loss(batch);
         self.model.backend.zero(self.grads);
-        if self.group.rank() == 0 {
-            let scale_grad = part(self.grads, &self.model.parameters.logit_scale);
-            self.model.backend.write(scale_grad, &[d_logit_scale]);
-        }
+        self.loss(batch);
         for (i, range) in micro_batches.iter().enumerate().rev() {
             let slot = i.saturating_sub(not_kept);
             if i < not_kept {
@@ -120,7 +128,9 @@ impl<B: Backend> Trainer<B> {
                 return Ok(None);
             }
         }
-        if world > 1 {
+        if self.joined {
+            self.model.backend.all_reduce(self.grads);
+        } else if world > 1 {
             let mut grads = self.model.backend.read(self.grads);
             self.group.sum(&mut grads)?;
             self.model.backend.write(self.grads, &grads);
@@ -128,26 +138,32 @@ impl<B: Backend> Trainer<B> {
         let learning_rate = self.recipe.learning_rate_at(self.step);
         let gradient_norm = self.update(learning_rate);
         let losses = self.model.backend.read(self.losses.first(batch));
+        self.model.backend.check()?;
         let loss = (losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / batch as f64) as f32;
         Ok(Some(Report { loss, losses, learning_rate, logit_scale: self.model.logit_scale(), gradient_norm }))
     }
 
     /// The features of this process's samples `range`, into `rows` of the batch.
-    fn forward(
+    fn forward<'a>(
         &mut self,
         slot: usize,
         range: &Range<usize>,
         rows: Range<usize>,
-        pixels: &impl Fn(Range<usize>) -> Vec<f32>,
+        pixels: &impl Fn(Range<usize>) -> Pixels<'a>,
         tokens: &Tokens,
     ) {
         let (images, texts) = (self.rows(self.images.raw, &rows), self.rows(self.texts.raw, &rows));
-        self.model.encode_images(slot, images, &pixels(range.clone()));
+        self.model.encode_images(slot, images, pixels(range.clone()));
         self.model.encode_texts(slot, texts, tokens);
     }
 
     /// All processes' features, each having `mine` of them.
     fn gather(&mut self, features: Span, mine: Range<usize>) -> Result<()> {
+        if self.joined {
+            let world = self.group.world();
+            self.model.backend.all_gather(self.rows(features, &(0..mine.len() * world)), world);
+            return Ok(());
+        }
         let own = self.model.backend.read(self.rows(features, &mine));
         let all = self.group.gather_values(&own)?;
         self.model.backend.write(features.first(all.len()), &all);
@@ -155,8 +171,11 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// The loss over all features, and the gradient of each tower's output in `d_raw`.
-    fn loss(&mut self, batch: usize) -> f32 {
-        let (all, scale) = (0..batch, self.model.logit_scale());
+    fn loss(&mut self, batch: usize) {
+        let all = 0..batch;
+        let ln_scale = part(self.model.values, &self.model.parameters.logit_scale);
+        // The gradients of all processes are summed: one of them counts what all have.
+        let d_ln_scale = if self.group.rank() == 0 { part(self.grads, &self.model.parameters.logit_scale) } else { self.uncounted };
         let [images, texts] = [self.images, self.texts].map(|f| Features {
             raw: self.rows(f.raw, &all),
             normalized: self.rows(f.normalized, &all),
@@ -167,11 +186,10 @@ impl<B: Backend> Trainer<B> {
         let b = &mut self.model.backend;
         b.normalize(images.normalized, images.norms, images.raw);
         b.normalize(texts.normalized, texts.norms, texts.raw);
-        let to = LossGrads { d_images: images.d_normalized, d_texts: texts.d_normalized };
-        let d_logit_scale = b.contrastive_loss(to, self.losses.first(batch), images.normalized, texts.normalized, scale);
+        let to = LossGrads { d_images: images.d_normalized, d_texts: texts.d_normalized, d_ln_scale };
+        b.contrastive_loss(to, self.losses.first(batch), images.normalized, texts.normalized, ln_scale);
         b.normalize_backward(images.d_raw, images.d_normalized, images.normalized, images.norms);
         b.normalize_backward(texts.d_raw, texts.d_normalized, texts.normalized, texts.norms);
-        d_logit_scale
     }
 
     /// Gradients clipped where the recipe says so, AdamW, then the logit scale clamped to [0, ln 100].
@@ -186,9 +204,7 @@ impl<B: Backend> Trainer<B> {
         let hyper = AdamW { learning_rate, beta1, beta2, eps, weight_decay, step: self.step, gradient_scale };
         let state = AdamWState { params: self.model.values, grads: self.grads, m: self.m, v: self.v };
         b.adamw(state, &decayed, hyper);
-        let scale = part(self.model.values, &self.model.parameters.logit_scale);
-        let clamped = b.read(scale)[0].clamp(0.0, 100f32.ln());
-        b.write(scale, &[clamped]);
+        b.clamp(part(self.model.values, &self.model.parameters.logit_scale), 0.0, 100f32.ln());
         norm
     }
 

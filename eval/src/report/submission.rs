@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use storage::Subset;
-use train::{CONFIG_FILE, Encoder, ModelConfig, Run, SCALES, SUBSET_FILE, WEIGHTS_FILE, hex};
+use train::{CONFIG_FILE, Device, Encoder, ModelConfig, Run, SCALES, SUBSET_FILE, WEIGHTS_FILE, hex};
 
 use super::runs::RunResults;
 use crate::results::RESULTS_FILE;
@@ -96,7 +96,7 @@ fn reasons(run: &RunResults, of: &Run, samples: &Path) -> Vec<String> {
         let (seen, all) = (result.samples, result.samples + result.lacking());
         reasons.push(format!("{} was evaluated on {seen} of {all} samples, {} unreadable", result.dataset, result.unreadable));
     }
-    match Encoder::open(&run.folder) {
+    match Encoder::open(&run.folder, Device::Cpu) {
         Ok(encoder) => {
             if ModelConfig::named(&of.recipe.model).as_ref() != Some(encoder.config()) {
                 reasons.push(format!("its weights are not of the model {}", of.recipe.model));

@@ -30,9 +30,11 @@ pub(crate) struct Train {
     /// has room for
     #[arg(long)]
     pub micro_batch: Option<usize>,
-    /// Memory for parameters, optimizer and activations, roughly
-    #[arg(long, default_value = "6GB", value_parser = parse_bytes)]
-    pub train_memory: u64,
+    /// Memory for parameters, optimizer and activations, roughly: by default 6GB, or what is free on the GPU
+    #[arg(long, value_parser = parse_bytes)]
+    pub train_memory: Option<u64>,
+    #[command(flatten)]
+    pub compute: Compute,
     /// How samples are drawn: "full", each on its own; or "blocks:N", N that lie side by side, then others, for slow
     /// disks and object stores. A sample's chance is the same; a batch of 4096 is then of 4096/N places of the pool
     #[arg(long, default_value = "full", value_parser = parse_shuffle)]
@@ -68,6 +70,46 @@ pub(crate) struct Train {
     pub queries: Queries,
 }
 
+/// Where a model computes.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Device")]
+pub(crate) struct Compute {
+    /// "auto", a GPU where there is one; "cpu"; "cuda" or "cuda:N"; or "emulated", the GPU's kernels compiled for the CPU
+    /// (slow, for those who write kernels)
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// What a GPU computes matrix products and keeps activations in; sums, parameters and optimizer are float32 in both
+    #[arg(long, value_enum, default_value = "bf16")]
+    pub precision: Precision,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Precision {
+    Bf16,
+    Fp32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// Check every kernel against the CPU, train on both, and measure copies, matrix products and whole models
+    #[arg(long)]
+    pub gpu: bool,
+    /// "auto", "cuda:N", or "emulated": the kernels compiled for the CPU, which are checked and not measured
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Train on this pool's first images instead of made-up ones
+    #[arg(long)]
+    pub pool: Option<String>,
+    /// Models to measure training steps of
+    #[arg(long, value_name = "MODEL,...", value_delimiter = ',', default_value = "ViT-B-32,ViT-B-16,ViT-L-14")]
+    pub models: Vec<String>,
+    #[arg(long, default_value_t = 4096)]
+    pub batch_size: usize,
+    /// Steps of each model that are measured
+    #[arg(long, default_value_t = 5)]
+    pub steps: usize,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Embed {
     pub pool: String,
@@ -80,6 +122,8 @@ pub(crate) struct Embed {
     /// Replace columns of these names
     #[arg(long)]
     pub replace: bool,
+    #[command(flatten)]
+    pub compute: Compute,
 }
 
 #[derive(Debug, Args)]
@@ -98,6 +142,8 @@ pub(crate) struct Encode {
     /// Gets image_features, image_files and text_features, as numpy.load reads them
     #[arg(short, long, value_name = "OUT.npz")]
     pub output: PathBuf,
+    #[command(flatten)]
+    pub compute: Compute,
 }
 
 #[derive(Debug, Args)]
@@ -123,6 +169,8 @@ pub(crate) struct Eval {
     /// Write predictions/TASK.csv of classifications: label, best classes and logits of each sample
     #[arg(long)]
     pub predictions: bool,
+    #[command(flatten)]
+    pub compute: Compute,
 }
 
 #[derive(Debug, Args)]
@@ -137,6 +185,8 @@ pub(crate) struct EvalImages {
     /// The pool's column of image embeddings by the same model
     #[arg(long, value_name = "NAME_img", requires = "model")]
     pub column: Option<String>,
+    #[command(flatten)]
+    pub compute: Compute,
 }
 
 #[derive(Debug, Args)]

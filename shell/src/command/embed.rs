@@ -3,7 +3,7 @@ use std::path::Path;
 use storage::Pool;
 use tokio::runtime::Runtime;
 
-use super::{block_on, open_encoder};
+use super::{block_on, device, open_encoder};
 use crate::cli;
 use crate::progress::Meter;
 use crate::{Error, Result, STOP};
@@ -15,7 +15,7 @@ pub(crate) fn run(args: cli::Embed, runtime: &Runtime) -> Result<()> {
         return Err(Error::Usage { message, hint: "for instance: --column scorer" });
     }
     let pool = block_on(runtime, Pool::open(&args.pool))?;
-    let encoder = open_encoder(&args.model)?;
+    let encoder = open_encoder(&args.model, device(&args.compute)?)?;
     let meter = Meter::new("embed");
     let done = {
         let _inside = runtime.enter();

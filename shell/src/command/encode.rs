@@ -1,6 +1,6 @@
 use train::encode::{Files, encode};
 
-use super::open_encoder;
+use super::{device, open_encoder};
 use crate::cli;
 use crate::progress::Meter;
 use crate::{Error, Result, STOP};
@@ -11,7 +11,7 @@ pub(crate) fn run(args: cli::Encode) -> Result<()> {
         let message = "there is nothing to encode".into();
         return Err(Error::Usage { message, hint: "--images DIR takes jpg, png, webp and gif files, --texts FILE a text a line" });
     }
-    let mut encoder = open_encoder(&args.checkpoint)?;
+    let mut encoder = open_encoder(&args.checkpoint, device(&args.compute)?)?;
     let meter = Meter::new("encode");
     let done = encode(&mut encoder, &files, args.normalize, &args.output, &STOP, &|progress| meter.show(progress));
     meter.finish();

@@ -7,7 +7,7 @@ use storage::records::{self, Eval};
 use tokio::runtime::Runtime;
 use train::Run;
 
-use super::{absolute, open_encoder};
+use super::{absolute, device, open_encoder};
 use crate::cli;
 use crate::format::{pipe_table, print};
 use crate::progress::Meter;
@@ -15,7 +15,7 @@ use crate::{Error, Result, STOP};
 
 pub(crate) fn run(args: cli::Eval, runtime: &Runtime) -> Result<()> {
     let mut encoder = match &args.checkpoint {
-        Some(checkpoint) if !args.list => Some(open_encoder(checkpoint)?),
+        Some(checkpoint) if !args.list => Some(open_encoder(checkpoint, device(&args.compute)?)?),
         _ => None,
     };
     let mut found = eval::find(&args.data)?;

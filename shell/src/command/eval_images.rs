@@ -11,7 +11,7 @@ use storage::{Pool, eval_images_schema};
 use tokio::runtime::Runtime;
 use train::Encoder;
 
-use super::{block_on, open_encoder};
+use super::{block_on, device, open_encoder};
 use crate::cli;
 use crate::progress::Meter;
 use crate::{Result, STOP};
@@ -22,7 +22,10 @@ pub(crate) fn run(args: cli::EvalImages, runtime: &Runtime) -> Result<()> {
     if let Some((_, e)) = found.broken.into_iter().next() {
         return Err(e.into());
     }
-    let mut encoder = args.model.as_deref().map(open_encoder).transpose()?;
+    let mut encoder = match &args.model {
+        Some(model) => Some(open_encoder(model, device(&args.compute)?)?),
+        None => None,
+    };
     if let (Some(column), Some(encoder)) = (&args.column, &encoder) {
         block_on(runtime, pool.check_embedding(column, encoder.config().embed_dim))?;
     }

@@ -1,6 +1,7 @@
 //! One file a command: arguments in, calls to the libraries, words out.
 
 pub(crate) mod allocator;
+mod doctor;
 mod embed;
 mod encode;
 mod eval;
@@ -24,11 +25,11 @@ use std::future::Future;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ::train::{CONFIG_FILE, Encoder};
+use ::train::{CONFIG_FILE, Device, Encoder, Precision};
 use storage::Pool;
 use tokio::runtime::Runtime;
 
-use crate::cli::Command;
+use crate::cli::{self, Command};
 use crate::{Error, Result, STOP, STOPPED, WAITING, demo};
 
 pub(crate) fn run(command: Command, runtime: &Runtime) -> Result<()> {
@@ -50,6 +51,7 @@ pub(crate) fn run(command: Command, runtime: &Runtime) -> Result<()> {
         Command::Clean(args) => versions::clean(args, runtime),
         Command::Index(args) => index::run(args, runtime),
         Command::Vectors(args) => vectors::run(args, runtime),
+        Command::Doctor(args) => doctor::run(args, runtime),
         Command::Resources(args) => resources::run(args),
     }
 }
@@ -86,8 +88,8 @@ pub(crate) fn absolute(path: &str) -> String {
 }
 
 /// A checkpoint as an encoder. A PyTorch file alone does not say which activation its model has, and so on.
-pub(crate) fn open_encoder(path: &Path) -> Result<Encoder> {
-    let encoder = Encoder::open(path)?;
+pub(crate) fn open_encoder(path: &Path, device: Device) -> Result<Encoder> {
+    let encoder = Encoder::open(path, device)?;
     if path.is_file() && !path.with_file_name(CONFIG_FILE).exists() {
         crate::note!(
             "warning: {} has no {CONFIG_FILE} beside it: taken for a ViT with heads 64 wide and the exact GELU, not QuickGELU",
@@ -95,6 +97,19 @@ pub(crate) fn open_encoder(path: &Path) -> Result<Encoder> {
         );
     }
     Ok(encoder)
+}
+
+/// Where to compute, and why not on a GPU where none was asked for by name.
+pub(crate) fn device(args: &cli::Compute) -> Result<Device> {
+    let precision = match args.precision {
+        cli::Precision::Bf16 => Precision::Bf16,
+        cli::Precision::Fp32 => Precision::Fp32,
+    };
+    let (device, why) = Device::choose(&args.device, precision)?;
+    if let Some(why) = why {
+        crate::note!("on the CPU: {why}");
+    }
+    Ok(device)
 }
 
 /// Ends soon after Ctrl-C.

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use engine::{Embed, Options, Session};
 use storage::Pool;
-use train::{Encoder, normalize_rows};
+use train::{Device, Encoder, normalize_rows};
 
 use super::{allocator, open_encoder};
 use crate::cli::Queries;
@@ -39,7 +39,7 @@ impl Models {
         let named = named.ok_or("no model is named: give a checkpoint's folder as the second argument, or in TARN_MODEL")?;
         let mut open = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if !open.contains_key(&named) {
-            open.insert(named.clone(), open_encoder(Path::new(&named))?);
+            open.insert(named.clone(), open_encoder(Path::new(&named), Device::Cpu)?);
         }
         work(open.get_mut(&named).expect("opened above"))
     }
@@ -47,14 +47,14 @@ impl Models {
 
 impl Embed for Models {
     fn text(&self, text: &str, model: Option<&str>) -> Result<Vec<f32>, Failed> {
-        self.with(model, |encoder| Ok(normalized(encoder.encode_texts(&[text]))))
+        self.with(model, |encoder| Ok(normalized(encoder.encode_texts(&[text])?)))
     }
 
     fn image(&self, path: &str, model: Option<&str>) -> Result<Vec<f32>, Failed> {
         self.with(model, |encoder| {
             let bytes = std::fs::read(path).map_err(|e| format!("{path}: {e}"))?;
             let pixels = encoder.preprocess(&bytes).map_err(|e| format!("{path}: {e}"))?;
-            Ok(normalized(encoder.encode_images(&[pixels])))
+            Ok(normalized(encoder.encode_images(&[pixels])?))
         })
     }
 }

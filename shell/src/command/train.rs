@@ -5,13 +5,13 @@ use engine::Filter;
 use storage::records::{self, Run as RunRecord};
 use storage::{Pool, Receipt, Samples, Subset};
 use tokio::runtime::Runtime;
-use train::doctor::{Ceilings, doctor, peak_flops};
+use train::doctor::{Ceilings, doctor};
 use train::loader::Shuffle;
 use train::parameters::Parameters;
-use train::{Data, Event, Group, ModelConfig, Plan, Recipe, Rendezvous, Run, StepReport};
+use train::{Data, Device, Event, Group, ModelConfig, Plan, Recipe, Rendezvous, Run, StepReport};
 
 use super::session::session;
-use super::{absolute, allocator, block_on, open};
+use super::{absolute, allocator, block_on, device, open};
 use crate::cli;
 use crate::progress::{Meter, StepMeter, duration};
 use crate::{Error, Result, STOP};
@@ -57,7 +57,7 @@ pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
             missing.no_image
         );
     }
-    let peak = peak_flops();
+    let peak = plan.peak_flops()?;
     if others.is_none() {
         print_plan(&plan, receipt, samples.len(), capacity, peak);
     }
@@ -156,6 +156,7 @@ fn plan(args: &cli::Train) -> Result<Plan> {
             return Err(Error::Usage { message, hint });
         }
     }
+    let device = device(&args.compute)?;
     Ok(Plan {
         pool: absolute(&args.pool),
         recipe,
@@ -163,7 +164,11 @@ fn plan(args: &cli::Train) -> Result<Plan> {
         seed: args.seed,
         shuffle: args.shuffle,
         micro_batch: args.micro_batch,
-        memory: args.train_memory.try_into().unwrap_or(usize::MAX),
+        memory: match args.train_memory {
+            Some(bytes) => bytes.try_into().unwrap_or(usize::MAX),
+            None => device.memory().unwrap_or(CPU_MEMORY),
+        },
+        device,
         max_steps: args.max_steps,
         resume: args.resume,
         track_samples: args.track_samples,
@@ -192,6 +197,8 @@ async fn select(args: &cli::Train, pool: &Pool) -> Result<(Subset, Receipt)> {
     Ok((subset, receipt))
 }
 
+/// What a model takes of the program's own memory by default.
+const CPU_MEMORY: usize = 6 << 30;
 /// What of its matrix products' peak a step reaches, roughly: for the estimate alone.
 const USUAL_SHARE: f64 = 0.5;
 const USUAL_TOKENS: usize = 20;
@@ -224,7 +231,7 @@ fn print_plan(plan: &Plan, receipt: &Receipt, drawable: usize, capacity: train::
     };
     crate::note!("micro-batch  {}{kept}", capacity.samples);
     let per_second = USUAL_SHARE * peak / (3.0 * plan.model.flops(USUAL_TOKENS));
-    crate::note!("machine      {:.0} GFLOP/s in matrix products just now", peak / 1e9);
+    crate::note!("device       {}, {:.0} GFLOP/s in matrix products just now", plan.device, peak / 1e9);
     let took = duration(samples as f64 / per_second);
     crate::note!("time         some {took} of training alone; --doctor measures, and decoding with it");
     crate::note!("seed         {}", plan.seed);
@@ -242,8 +249,11 @@ fn print_ceilings(c: &Ceilings, plan: &Plan) {
         100.0 * c.flops / c.peak_flops,
         c.peak_flops / 1e9
     );
-    // Decoding and training share the cores; reading waits for the disk beside them.
-    let together = 1.0 / (1.0 / c.decode + 1.0 / c.compute);
+    // Decoding and training share the cores, where there is no GPU; reading waits for the disk beside them.
+    let together = match plan.device {
+        Device::Cuda(..) => c.decode.min(c.compute),
+        _ => 1.0 / (1.0 / c.decode + 1.0 / c.compute),
+    };
     let both = together.min(c.read);
     let samples = plan.steps() * plan.recipe.batch_size as u64;
     crate::note!("together     {:>8} samples/s: {} for {samples} samples", rate(both), duration(samples as f64 / both));

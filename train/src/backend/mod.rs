@@ -1,11 +1,23 @@
 //! The operations that the model is written over. A backend owns all memory; the model holds `Span`s into it.
 
+mod check;
 mod cpu;
+mod cuda;
+#[cfg(feature = "libtorch")]
+mod libtorch;
 
+pub use check::{Check, check_operations};
 pub(crate) use cpu::vectorized;
 pub use cpu::{Cpu, inner_products};
+pub use cuda::{Cuda, Precision, kernel_source, refuses};
 
-/// A range of float32 values in a backend's memory: a device pointer with its length.
+#[cfg(feature = "libtorch")]
+pub use libtorch::Libtorch;
+
+use crate::Result;
+use crate::group::Group;
+
+/// A range of values in a backend's memory: a device pointer with its length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
     buffer: usize,
@@ -98,12 +110,39 @@ pub struct AdamW {
 
 /// An output span never overlaps an input of the same call, unless the operation says that it works in place.
 /// `rows` is always the product of the leading dimensions.
-pub trait Backend {
-    /// `len` zeros.
+///
+/// Memory is of three sorts: parameters, which matrix products read; activations and their gradients, in the precision
+/// that the backend computes in; and the rest, always float32 (gradients of parameters, moments, statistics, features).
+pub trait Backend: Send {
+    /// What computes, for people.
+    fn name(&self) -> String;
+    /// `len` zeros of float32.
     fn alloc(&mut self, len: usize) -> Span;
+    fn alloc_parameters(&mut self, len: usize) -> Span;
+    fn alloc_activations(&mut self, len: usize) -> Span;
     fn write(&mut self, to: Span, values: &[f32]);
     fn read(&self, from: Span) -> Vec<f32>;
     fn zero(&mut self, span: Span);
+    /// The first error since the last call; what was computed after it means nothing.
+    fn check(&mut self) -> Result<()> {
+        Ok(())
+    }
+    /// The GPU, where it is one, for what no model does.
+    fn gpu(&mut self) -> Option<&mut gpu::Device> {
+        None
+    }
+    /// Opens a way to the other processes' backends that is faster than through `group`, if all of them have one.
+    fn meet(&mut self, _group: &mut Group) -> Result<bool> {
+        Ok(false)
+    }
+    /// After `meet` alone. Each process has its own part of `span`, by its rank, and gets the others'.
+    fn all_gather(&mut self, _span: Span, _world: usize) {
+        unreachable!("no way was opened");
+    }
+    /// After `meet` alone. The sums over all processes.
+    fn all_reduce(&mut self, _span: Span) {
+        unreachable!("no way was opened");
+    }
 
     fn gemm(&mut self, gemm: Gemm);
     /// Floating-point operations of all matrix products so far, attention's included: 2 m n k each.
@@ -120,18 +159,19 @@ pub trait Backend {
     fn activate_backward(&mut self, activation: Activation, dy: Span, x: Span);
 
     /// `out[queries, width]` from `q[queries, width]` and `kv[rows, 2 * width]`, width being `heads * head_width`.
-    fn attention(&mut self, out: Span, q: Span, kv: Span, shape: Attention);
+    /// `lse[queries, heads]` is the backend's own, for `attention_backward`.
+    fn attention(&mut self, out: Span, lse: Span, q: Span, kv: Span, shape: Attention);
     /// `dq = `, `dkv = ` from `dout`; the probabilities are computed again.
-    fn attention_backward(&mut self, dq: Span, dkv: Span, dout: Span, q: Span, kv: Span, shape: Attention);
+    fn attention_backward(&mut self, grads: AttentionGrads, dout: Span, of: Attended, shape: Attention);
 
     /// `out[rows, dim] = table[ids] + positions[row - start of its sequence]`.
     fn embed_tokens(&mut self, out: Span, table: Span, positions: Span, ids: &[u32], starts: &[usize]);
     /// `dtable += `, `dpositions += ` from `dout`.
     fn embed_tokens_backward(&mut self, dtable: Span, dpositions: Span, dout: Span, ids: &[u32], starts: &[usize]);
 
-    /// `pixels[batch, 3, size, size]` into `out[batch * (size/patch)^2, 3 * patch * patch]`, channel-major as a
-    /// convolution's weight.
-    fn patchify(&mut self, out: Span, pixels: Span, size: usize, patch: usize);
+    /// Images of `size` into `out[batch * (size/patch)^2, 3 * patch * patch]`, normalised, channel-major as a convolution's
+    /// weight.
+    fn patchify(&mut self, out: Span, pixels: Pixels, size: usize, patch: usize);
     /// `out[batch, 1 + n, dim]`: the class token, then the patches, each plus its position.
     fn embed_patches(&mut self, out: Span, patches: Span, class: Span, positions: Span);
     /// `dpatches = `, `dclass += `, `dpositions += ` from `dout`.
@@ -148,12 +188,14 @@ pub trait Backend {
     fn normalize_backward(&mut self, dx: Span, dy: Span, y: Span, norms: Span);
 
     /// CLIP's symmetric cross entropy over `images[n, dim]` and `texts[n, dim]`, normalised, with logits
-    /// `scale * images · textsᵀ`, which are never held all at once. `losses[n]` gets each sample's part, their mean
-    /// being the loss; writes `d_images` and `d_texts`; returns d loss / d ln(scale).
-    fn contrastive_loss(&mut self, to: LossGrads, losses: Span, images: Span, texts: Span, scale: f32) -> f32;
+    /// `exp(ln_scale) * images · textsᵀ`, which are never held all at once. `losses[n]` gets each sample's part, their
+    /// mean being the loss; writes `d_images` and `d_texts`, adds to `d_ln_scale`.
+    fn contrastive_loss(&mut self, to: LossGrads, losses: Span, images: Span, texts: Span, ln_scale: Span);
 
     /// The sum of the squares of all values.
-    fn square_sum(&self, x: Span) -> f64;
+    fn square_sum(&mut self, x: Span) -> f64;
+    /// The one value of `x` into `[low, high]`.
+    fn clamp(&mut self, x: Span, low: f32, high: f32);
 
     /// One step over `params`, with moments `m` and `v`. Decay is decoupled; `decayed` is given per range of `params`.
     fn adamw(&mut self, state: AdamWState, decayed: &[(std::ops::Range<usize>, bool)], hyper: AdamW);
@@ -172,6 +214,46 @@ pub struct LayerNormGrads {
 pub struct LossGrads {
     pub d_images: Span,
     pub d_texts: Span,
+    pub d_ln_scale: Span,
+}
+
+/// Where `attention_backward` writes.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionGrads {
+    pub dq: Span,
+    pub dkv: Span,
+}
+
+/// What `attention` read and wrote.
+#[derive(Debug, Clone, Copy)]
+pub struct Attended {
+    pub out: Span,
+    pub lse: Span,
+    pub q: Span,
+    pub kv: Span,
+}
+
+/// Images in the program's memory.
+#[derive(Debug, Clone, Copy)]
+pub enum Pixels<'a> {
+    /// `[batch, 3, size, size]`, normalised.
+    Values(&'a [f32]),
+    /// `[batch, size, size, 3]` of 8 bits, to be normalised by each channel's mean and deviation, both of values in [0, 1].
+    Bytes { bytes: &'a [u8], mean: [f32; 3], std: [f32; 3] },
+}
+
+impl Pixels<'_> {
+    /// Values or bytes, three a pixel.
+    pub fn len(&self) -> usize {
+        match self {
+            Pixels::Values(values) => values.len(),
+            Pixels::Bytes { bytes, .. } => bytes.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// The flat arenas of an optimizer, all of one length.

@@ -1,4 +1,4 @@
-use crate::backend::{Activation, Attention, Backend, Epilogue, Gemm, LayerNormGrads, Span};
+use crate::backend::{Activation, Attended, Attention, AttentionGrads, Backend, Epilogue, Gemm, LayerNormGrads, Span};
 use crate::parameters::{Block, LayerNorm, Linear, part};
 
 /// What a tower's blocks have in common, and the sequences that they work on now.
@@ -35,6 +35,7 @@ pub struct Activations {
     q: Span,
     kv: Span,
     attention: Span,
+    attention_lse: Span,
     /// The residual stream after attention, and after the block.
     middle: Span,
     ln_2: Span,
@@ -55,25 +56,28 @@ pub struct Scratch {
 
 impl Activations {
     /// `queries` is given where it is less than `rows`.
-    pub fn new(b: &mut impl Backend, rows: usize, queries: Option<usize>, width: usize, hidden: usize) -> Activations {
+    pub fn new(b: &mut dyn Backend, rows: usize, queries: Option<usize>, heads: usize, width: usize, hidden: usize) -> Activations {
         let of_queries = queries.unwrap_or(rows);
+        let stats = [rows * 2, of_queries * 2, of_queries * heads].map(|len| b.alloc(len));
+        let mut alloc = |len: usize| b.alloc_activations(len);
         Activations {
-            ln_1: b.alloc(rows * width),
-            ln_1_stats: b.alloc(rows * 2),
-            ln_1_queries: queries.map(|queries| b.alloc(queries * width)),
-            q: b.alloc(of_queries * width),
-            kv: b.alloc(rows * 2 * width),
-            attention: b.alloc(of_queries * width),
-            middle: b.alloc(of_queries * width),
-            ln_2: b.alloc(of_queries * width),
-            ln_2_stats: b.alloc(of_queries * 2),
-            fc: b.alloc(of_queries * hidden),
-            activated: b.alloc(of_queries * hidden),
-            out: b.alloc(of_queries * width),
+            ln_1: alloc(rows * width),
+            ln_1_stats: stats[0],
+            ln_1_queries: queries.map(|queries| alloc(queries * width)),
+            q: alloc(of_queries * width),
+            kv: alloc(rows * 2 * width),
+            attention: alloc(of_queries * width),
+            attention_lse: stats[2],
+            middle: alloc(of_queries * width),
+            ln_2: alloc(of_queries * width),
+            ln_2_stats: stats[1],
+            fc: alloc(of_queries * hidden),
+            activated: alloc(of_queries * hidden),
+            out: alloc(of_queries * width),
         }
     }
 
-    /// Values of float32 a row.
+    /// Values a row.
     pub fn values_per_row(width: usize, hidden: usize) -> usize {
         8 * width + 2 * hidden + 4
     }
@@ -88,6 +92,7 @@ impl Activations {
             q: self.q.first(queries * width),
             kv: self.kv.first(rows * 2 * width),
             attention: self.attention.first(queries * width),
+            attention_lse: self.attention_lse.first(queries * shape.attention.heads),
             middle: self.middle.first(queries * width),
             ln_2: self.ln_2.first(queries * width),
             ln_2_stats: self.ln_2_stats.first(queries * 2),
@@ -100,19 +105,19 @@ impl Activations {
 
 impl Scratch {
     /// For blocks of up to so many rows times width, and rows times hidden width.
-    pub fn new(b: &mut impl Backend, values: usize, hidden_values: usize) -> Scratch {
-        let [dq, plain, rows] = [(); 3].map(|()| b.alloc(values));
-        Scratch { hidden: b.alloc(hidden_values), dq, dkv: b.alloc(2 * values), plain, rows }
+    pub fn new(b: &mut dyn Backend, values: usize, hidden_values: usize) -> Scratch {
+        let [dq, plain, rows] = [(); 3].map(|()| b.alloc_activations(values));
+        Scratch { hidden: b.alloc_activations(hidden_values), dq, dkv: b.alloc_activations(2 * values), plain, rows }
     }
 }
 
 /// `out[rows, n] = x[rows, k] · weightᵀ + bias`.
-fn linear(b: &mut impl Backend, values: Span, layer: &Linear, out: Span, x: Span) {
+fn linear(b: &mut dyn Backend, values: Span, layer: &Linear, out: Span, x: Span) {
     linear_then(b, values, layer, out, x, Epilogue::Bias);
 }
 
 /// The same, and what is done with it while it is at hand.
-fn linear_then(b: &mut impl Backend, values: Span, layer: &Linear, out: Span, x: Span, epilogue: impl Fn(Span) -> Epilogue) {
+fn linear_then(b: &mut dyn Backend, values: Span, layer: &Linear, out: Span, x: Span, epilogue: impl Fn(Span) -> Epilogue) {
     let (n, k) = (layer.bias.len(), layer.weight.len() / layer.bias.len());
     b.gemm(Gemm {
         out,
@@ -130,7 +135,7 @@ fn linear_then(b: &mut impl Backend, values: Span, layer: &Linear, out: Span, x:
 
 /// `dx (+)= dy · weight`, and the gradients of weight and bias.
 #[allow(clippy::too_many_arguments)]
-fn linear_backward(b: &mut impl Backend, values: Span, grads: Span, layer: &Linear, dx: Span, dy: Span, x: Span, accumulate: bool) {
+fn linear_backward(b: &mut dyn Backend, values: Span, grads: Span, layer: &Linear, dx: Span, dy: Span, x: Span, accumulate: bool) {
     let (n, k) = (layer.bias.len(), layer.weight.len() / layer.bias.len());
     let m = x.len / k;
     weight_backward(b, part(grads, &layer.weight), dy, x, [n, k, m]);
@@ -140,23 +145,23 @@ fn linear_backward(b: &mut impl Backend, values: Span, grads: Span, layer: &Line
 }
 
 /// `dw[m, n] += aᵀ · b`, from `a[k, m]` and `b[k, n]`.
-pub fn weight_backward(b: &mut impl Backend, dw: Span, left: Span, right: Span, [m, n, k]: [usize; 3]) {
+pub fn weight_backward(b: &mut dyn Backend, dw: Span, left: Span, right: Span, [m, n, k]: [usize; 3]) {
     b.gemm(Gemm { out: dw, a: left, b: right, m, n, k, transpose_a: true, transpose_b: false, accumulate: true, epilogue: Epilogue::None });
 }
 
-pub fn layer_norm(b: &mut impl Backend, values: Span, layer: &LayerNorm, out: Span, stats: Span, x: Span, eps: f32) {
+pub fn layer_norm(b: &mut dyn Backend, values: Span, layer: &LayerNorm, out: Span, stats: Span, x: Span, eps: f32) {
     b.layer_norm(out, stats, x, part(values, &layer.weight), part(values, &layer.bias), eps);
 }
 
 /// `dx += `, and the gradients of the layer's weight and bias.
 #[allow(clippy::too_many_arguments)]
-pub fn layer_norm_backward(b: &mut impl Backend, values: Span, grads: Span, layer: &LayerNorm, dx: Span, dy: Span, x: Span, stats: Span) {
+pub fn layer_norm_backward(b: &mut dyn Backend, values: Span, grads: Span, layer: &LayerNorm, dx: Span, dy: Span, x: Span, stats: Span) {
     let to = LayerNormGrads { dx, dgamma: part(grads, &layer.weight), dbeta: part(grads, &layer.bias) };
     b.layer_norm_backward(to, dy, x, stats, part(values, &layer.weight));
 }
 
 /// `a.out[queries, C]` from `x[rows, C]`.
-pub fn forward(b: &mut impl Backend, values: Span, block: &Block, a: &Activations, x: Span, shape: &Shape) {
+pub fn forward(b: &mut dyn Backend, values: Span, block: &Block, a: &Activations, x: Span, shape: &Shape) {
     let a = a.first(shape);
     layer_norm(b, values, &block.ln_1, a.ln_1, a.ln_1_stats, x, shape.eps);
     linear(b, values, &block.kv, a.kv, a.ln_1);
@@ -169,7 +174,7 @@ pub fn forward(b: &mut impl Backend, values: Span, block: &Block, a: &Activation
         _ => (a.ln_1, x),
     };
     linear(b, values, &block.q, a.q, ln_1);
-    b.attention(a.attention, a.q, a.kv, shape.attention);
+    b.attention(a.attention, a.attention_lse, a.q, a.kv, shape.attention);
     linear_then(b, values, &block.out, a.middle, a.attention, |bias| Epilogue::Residual { bias, x: residual });
 
     layer_norm(b, values, &block.ln_2, a.ln_2, a.ln_2_stats, a.middle, shape.eps);
@@ -182,7 +187,7 @@ pub fn forward(b: &mut impl Backend, values: Span, block: &Block, a: &Activation
 /// has a query, `d` and `dx` are the same span; otherwise `d` is used up.
 #[allow(clippy::too_many_arguments)]
 pub fn backward(
-    b: &mut impl Backend,
+    b: &mut dyn Backend,
     values: Span,
     grads: Span,
     block: &Block,
@@ -204,7 +209,8 @@ pub fn backward(
 
     linear_backward(b, values, grads, &block.out, plain, d, a.attention, false);
     let (dq, dkv, dln_1) = (s.dq.first(queries), s.dkv.first(2 * rows), s.rows.first(rows));
-    b.attention_backward(dq, dkv, plain, a.q, a.kv, shape.attention);
+    let attended = Attended { out: a.attention, lse: a.attention_lse, q: a.q, kv: a.kv };
+    b.attention_backward(AttentionGrads { dq, dkv }, plain, attended, shape.attention);
     linear_backward(b, values, grads, &block.kv, dln_1, dkv, a.ln_1, false);
     match (a.ln_1_queries, shape.attention.queries) {
         (Some(ln_1), Some(which)) => {

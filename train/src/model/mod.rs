@@ -10,7 +10,8 @@ mod vision;
 
 use std::ops::Range;
 
-use crate::backend::{Backend, Span};
+use crate::Result;
+use crate::backend::{Backend, Pixels, Span};
 use crate::config::{ModelConfig, TextConfig};
 use crate::parameters::{Parameters, part};
 
@@ -19,13 +20,12 @@ use tower::{Arenas, Workspace};
 use vision::VisionTower;
 
 /// A model on a backend: parameters, and activations of micro-batches.
-pub struct Model<B> {
-    pub backend: B,
+pub struct Model {
+    pub backend: Box<dyn Backend>,
     pub config: ModelConfig,
     pub parameters: Parameters,
     pub values: Span,
     capacity: Capacity,
-    pixels: Span,
     slots: Vec<Slot>,
     /// `None` where nothing goes backward.
     workspace: Option<Workspace>,
@@ -79,10 +79,10 @@ impl Tokens {
 }
 
 impl Capacity {
-    /// Bytes that the activations of one micro-batch take.
-    pub fn bytes(&self, config: &ModelConfig) -> usize {
+    /// Values that the activations of one micro-batch have.
+    pub fn values(&self, config: &ModelConfig) -> usize {
         let towers = vision::capacity(config, self.samples).values() + text::capacity(config, self.samples, self.tokens).values();
-        4 * (towers + self.samples * vision::embedding_values(config) + self.tokens * config.text_cfg.width)
+        towers + self.samples * vision::embedding_values(config) + self.tokens * config.text_cfg.width
     }
 
     /// Room for `samples` whose captions have `per_caption` tokens on average.
@@ -93,12 +93,12 @@ impl Capacity {
     }
 }
 
-impl<B: Backend> Model<B> {
-    /// With `values` for all parameters, `[parameters.len]`.
-    pub fn new(mut backend: B, config: &ModelConfig, values: &[f32], capacity: Capacity) -> Model<B> {
+impl Model {
+    /// With `values` for all parameters, `[parameters.len]`. An error where the backend has no room.
+    pub fn new(mut backend: Box<dyn Backend>, config: &ModelConfig, values: &[f32], capacity: Capacity) -> Result<Model> {
         let parameters = Parameters::new(config);
-        let b = &mut backend;
-        let arena = b.alloc(parameters.len);
+        let b = backend.as_mut();
+        let arena = b.alloc_parameters(parameters.len);
         b.write(arena, values);
         let Capacity { samples, tokens, kept } = capacity;
         let train = kept > 0;
@@ -107,8 +107,8 @@ impl<B: Backend> Model<B> {
             .collect();
         let towers = [vision::capacity(config, samples), text::capacity(config, samples, tokens)];
         let workspace = train.then(|| Workspace::new(b, towers));
-        let pixels = b.alloc(samples * 3 * config.vision_cfg.image_size.pow(2));
-        Model { backend, config: config.clone(), parameters, values: arena, capacity, pixels, slots, workspace }
+        b.check()?;
+        Ok(Model { backend, config: config.clone(), parameters, values: arena, capacity, slots, workspace })
     }
 
     pub fn capacity(&self) -> Capacity {
@@ -133,30 +133,28 @@ impl<B: Backend> Model<B> {
         ranges
     }
 
-    /// `features[B, E]`, not normalised, from `pixels[B, 3, size, size]`, normalised. The activations stay in `slot`.
-    pub fn encode_images(&mut self, slot: usize, features: Span, pixels: &[f32]) {
-        let span = self.pixels.first(pixels.len());
-        self.backend.write(span, pixels);
-        self.slots[slot].vision.forward(&mut self.backend, &self.config, &self.parameters, self.values, features, span);
+    /// `features[B, E]`, not normalised. The activations stay in `slot`.
+    pub fn encode_images(&mut self, slot: usize, features: Span, pixels: Pixels) {
+        self.slots[slot].vision.forward(self.backend.as_mut(), &self.config, &self.parameters, self.values, features, pixels);
     }
 
     /// `features[B, E]`, not normalised. The activations stay in `slot`.
     pub fn encode_texts(&mut self, slot: usize, features: Span, tokens: &Tokens) {
-        self.slots[slot].text.forward(&mut self.backend, &self.config, &self.parameters, self.values, features, tokens);
+        self.slots[slot].text.forward(self.backend.as_mut(), &self.config, &self.parameters, self.values, features, tokens);
     }
 
     /// Adds to `grads` what `dfeatures[B, E]` gives, by the activations in `slot`.
     pub fn encode_images_backward(&mut self, slot: usize, grads: Span, dfeatures: Span) {
         let workspace = self.workspace.as_ref().expect("a model that trains");
         let arenas = Arenas { values: self.values, grads };
-        self.slots[slot].vision.backward(&mut self.backend, &self.config, &self.parameters, arenas, workspace, dfeatures);
+        self.slots[slot].vision.backward(self.backend.as_mut(), &self.config, &self.parameters, arenas, workspace, dfeatures);
     }
 
     /// Adds to `grads` what `dfeatures[B, E]` gives, by the activations in `slot`.
     pub fn encode_texts_backward(&mut self, slot: usize, grads: Span, dfeatures: Span, tokens: &Tokens) {
         let workspace = self.workspace.as_ref().expect("a model that trains");
         let arenas = Arenas { values: self.values, grads };
-        self.slots[slot].text.backward(&mut self.backend, &self.config, &self.parameters, arenas, workspace, dfeatures, tokens);
+        self.slots[slot].text.backward(self.backend.as_mut(), &self.config, &self.parameters, arenas, workspace, dfeatures, tokens);
     }
 
     /// The factor of the logits, exp of the parameter.

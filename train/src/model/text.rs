@@ -13,7 +13,7 @@ pub struct TextTower {
 
 pub fn capacity(config: &ModelConfig, batch: usize, rows: usize) -> Capacity {
     let text = &config.text_cfg;
-    Capacity { batch, rows, width: text.width, hidden: text.hidden(), layers: text.layers }
+    Capacity { batch, rows, width: text.width, hidden: text.hidden(), heads: text.heads, layers: text.layers }
 }
 
 fn tower_parameters(p: &Parameters) -> TowerParameters<'_> {
@@ -30,22 +30,22 @@ fn input<'a>(config: &ModelConfig, tokens: &'a Tokens) -> Input<'a> {
 }
 
 impl TextTower {
-    pub fn new(b: &mut impl Backend, config: &ModelConfig, batch: usize, rows: usize, backward: bool) -> TextTower {
-        let embedded = b.alloc(rows * config.text_cfg.width);
+    pub fn new(b: &mut dyn Backend, config: &ModelConfig, batch: usize, rows: usize, backward: bool) -> TextTower {
+        let embedded = b.alloc_activations(rows * config.text_cfg.width);
         TextTower { embedded, tower: Tower::new(b, capacity(config, batch, rows), backward) }
     }
 
     /// `features[batch, E]`.
-    pub fn forward<B: Backend>(&self, b: &mut B, config: &ModelConfig, p: &Parameters, values: Span, features: Span, tokens: &Tokens) {
+    pub fn forward(&self, b: &mut dyn Backend, config: &ModelConfig, p: &Parameters, values: Span, features: Span, tokens: &Tokens) {
         let x = self.embedded.first(tokens.ids.len() * config.text_cfg.width);
         b.embed_tokens(x, part(values, &p.token_embedding), part(values, &p.text_positions), &tokens.ids, &tokens.starts);
         self.tower.forward(b, values, &tower_parameters(p), x, input(config, tokens), features);
     }
 
     #[allow(clippy::too_many_arguments)]
-    pub fn backward<B: Backend>(
+    pub fn backward(
         &self,
-        b: &mut B,
+        b: &mut dyn Backend,
         config: &ModelConfig,
         p: &Parameters,
         arenas: Arenas,

@@ -60,11 +60,12 @@ pub struct Capacity {
     pub rows: usize,
     pub width: usize,
     pub hidden: usize,
+    pub heads: usize,
     pub layers: usize,
 }
 
 impl Capacity {
-    /// Values of float32 that a tower keeps for its backward.
+    /// Values that a tower keeps for its backward.
     pub fn values(&self) -> usize {
         let per_row = Activations::values_per_row(self.width, self.hidden);
         (self.layers - 1) * self.rows * per_row + self.rows * 3 * self.width + self.batch * per_row
@@ -73,18 +74,18 @@ impl Capacity {
 
 impl Tower {
     /// With `backward` false two sets of activations serve all blocks.
-    pub fn new(b: &mut impl Backend, c: Capacity, backward: bool) -> Tower {
+    pub fn new(b: &mut dyn Backend, c: Capacity, backward: bool) -> Tower {
         let sets = if backward { c.layers - 1 } else { (c.layers - 1).min(2) };
         Tower {
-            blocks: (0..sets).map(|_| Activations::new(b, c.rows, None, c.width, c.hidden)).collect(),
-            last: Activations::new(b, c.rows, Some(c.batch), c.width, c.hidden),
-            ln: b.alloc(c.batch * c.width),
+            blocks: (0..sets).map(|_| Activations::new(b, c.rows, None, c.heads, c.width, c.hidden)).collect(),
+            last: Activations::new(b, c.rows, Some(c.batch), c.heads, c.width, c.hidden),
+            ln: b.alloc_activations(c.batch * c.width),
             ln_stats: b.alloc(c.batch * 2),
         }
     }
 
     /// `features[batch, E]` from `x[rows, width]`.
-    pub fn forward(&self, b: &mut impl Backend, values: Span, p: &TowerParameters, mut x: Span, input: Input, features: Span) {
+    pub fn forward(&self, b: &mut dyn Backend, values: Span, p: &TowerParameters, mut x: Span, input: Input, features: Span) {
         let (width, batch) = (input.shape.width, input.pooled.len());
         let (last, blocks) = p.blocks.split_last().expect("a tower has a block");
         let rows = x.len;
@@ -115,7 +116,7 @@ impl Tower {
     #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
-        b: &mut impl Backend,
+        b: &mut dyn Backend,
         arenas: Arenas,
         p: &TowerParameters,
         w: &Workspace,
@@ -157,15 +158,15 @@ impl Tower {
 
 impl Workspace {
     /// For towers of these capacities.
-    pub fn new(b: &mut impl Backend, towers: [Capacity; 2]) -> Workspace {
+    pub fn new(b: &mut dyn Backend, towers: [Capacity; 2]) -> Workspace {
         let largest = |values: fn(&Capacity) -> usize| towers.iter().map(values).max().unwrap_or(0);
         let (stream, hidden) = (largest(|c| c.rows * c.width), largest(|c| c.rows * c.hidden));
         let pooled = largest(|c| c.batch * c.width);
         Workspace {
             scratch: Scratch::new(b, stream, hidden),
-            stream: b.alloc(stream),
-            before: b.alloc(stream),
-            pooled: [b.alloc(pooled), b.alloc(pooled)],
+            stream: b.alloc_activations(stream),
+            before: b.alloc_activations(stream),
+            pooled: [b.alloc_activations(pooled), b.alloc_activations(pooled)],
         }
     }
 }

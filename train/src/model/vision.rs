@@ -1,6 +1,6 @@
 use super::block::{Shape, layer_norm, layer_norm_backward, weight_backward};
 use super::tower::{Arenas, Capacity, Input, Tower, TowerParameters, Workspace};
-use crate::backend::{Attention, Backend, Epilogue, Gemm, Span};
+use crate::backend::{Attention, Backend, Epilogue, Gemm, Pixels, Span};
 use crate::config::ModelConfig;
 use crate::parameters::{Parameters, part};
 
@@ -18,10 +18,17 @@ pub struct VisionTower {
 
 pub fn capacity(config: &ModelConfig, batch: usize) -> Capacity {
     let vision = &config.vision_cfg;
-    Capacity { batch, rows: batch * vision.tokens(), width: vision.width, hidden: vision.hidden(), layers: vision.layers }
+    Capacity {
+        batch,
+        rows: batch * vision.tokens(),
+        width: vision.width,
+        hidden: vision.hidden(),
+        heads: vision.heads(),
+        layers: vision.layers,
+    }
 }
 
-/// Values of float32 that the tower keeps besides its blocks, for one image.
+/// Values that the tower keeps besides its blocks, for one image.
 pub fn embedding_values(config: &ModelConfig) -> usize {
     let vision = &config.vision_cfg;
     vision.patches() * 3 * vision.patch_size.pow(2) + 3 * vision.tokens() * (vision.width + 1)
@@ -32,14 +39,14 @@ fn tower_parameters(p: &Parameters) -> TowerParameters<'_> {
 }
 
 impl VisionTower {
-    pub fn new(b: &mut impl Backend, config: &ModelConfig, batch: usize, backward: bool) -> VisionTower {
+    pub fn new(b: &mut dyn Backend, config: &ModelConfig, batch: usize, backward: bool) -> VisionTower {
         let vision = &config.vision_cfg;
         let (width, rows, patches) = (vision.width, batch * vision.tokens(), batch * vision.patches());
         VisionTower {
-            patches: b.alloc(patches * 3 * vision.patch_size.pow(2)),
-            embedded: b.alloc(patches * width),
-            tokens: b.alloc(rows * width),
-            ln_pre: if vision.no_ln_pre { b.alloc(0) } else { b.alloc(rows * width) },
+            patches: b.alloc_activations(patches * 3 * vision.patch_size.pow(2)),
+            embedded: b.alloc_activations(patches * width),
+            tokens: b.alloc_activations(rows * width),
+            ln_pre: b.alloc_activations(if vision.no_ln_pre { 0 } else { rows * width }),
             ln_pre_stats: b.alloc(rows * 2),
             tower: Tower::new(b, capacity(config, batch), backward),
             starts: (0..=batch).map(|i| i * vision.tokens()).collect(),
@@ -62,8 +69,8 @@ impl VisionTower {
         span.first(batch * vision.tokens() * vision.width)
     }
 
-    /// `features[batch, E]` from `pixels[batch, 3, size, size]`.
-    pub fn forward<B: Backend>(&self, b: &mut B, config: &ModelConfig, p: &Parameters, values: Span, features: Span, pixels: Span) {
+    /// `features[batch, E]` from the images' pixels.
+    pub fn forward(&self, b: &mut dyn Backend, config: &ModelConfig, p: &Parameters, values: Span, features: Span, pixels: Pixels) {
         let vision = &config.vision_cfg;
         let batch = features.len / config.embed_dim;
         let (width, rows, patches) = (vision.width, batch * vision.tokens(), batch * vision.patches());
@@ -93,7 +100,7 @@ impl VisionTower {
         self.tower.forward(b, values, &tower_parameters(p), x, input, features);
     }
 
-    pub fn backward<B: Backend>(&self, b: &mut B, config: &ModelConfig, p: &Parameters, arenas: Arenas, w: &Workspace, dfeatures: Span) {
+    pub fn backward(&self, b: &mut dyn Backend, config: &ModelConfig, p: &Parameters, arenas: Arenas, w: &Workspace, dfeatures: Span) {
         let Arenas { values, grads } = arenas;
         let vision = &config.vision_cfg;
         let batch = dfeatures.len / config.embed_dim;

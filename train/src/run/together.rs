@@ -7,15 +7,12 @@ use serde::{Deserialize, Serialize};
 use storage::Samples;
 
 use super::Training;
-use crate::backend::Cpu;
 use crate::checkpoint::{f32_bytes, floats};
 use crate::group::Group;
 use crate::loader::Batch;
-use crate::model::Model;
 use crate::parameters::Parameters;
 use crate::plan::Plan;
 use crate::saved::{Seen, State};
-use crate::step::Trainer;
 use crate::{Error, Result};
 
 /// What the first process of a group tells the others before the first step.
@@ -80,11 +77,11 @@ impl<'a> Training<'a> {
             values = next()?;
             moments = Some([next()?, next()?]);
         }
-        let mut trainer = Trainer::new(Model::new(Cpu::new(), &plan.model, &values, capacity), plan.recipe.clone());
+        let mut trainer = plan.trainer(&values, capacity)?;
         if let Some([m, v]) = &moments {
             trainer.resume(state.step, [m, v]);
         }
-        trainer.group = group;
+        trainer.join(group)?;
         let (saved, seconds_before) = (state.step, state.seconds);
         let (seen, first, start) = (Seen::default(), Vec::new(), Instant::now());
         Ok(Training { plan, out, files: None, samples, trainer, state, saved, seen, first, start, seconds_before })

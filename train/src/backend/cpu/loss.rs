@@ -147,10 +147,10 @@ mod tests {
         let run = |block: usize| {
             let mut cpu = Cpu::new();
             let [d_images, d_texts, images, texts] = [(); 4].map(|()| cpu.alloc(N * DIM));
-            let losses = cpu.alloc(N);
+            let (losses, d_ln_scale) = (cpu.alloc(N), cpu.alloc(1));
             cpu.write(images, &values(1));
             cpu.write(texts, &values(4));
-            let d_scale = in_blocks(&mut cpu, LossGrads { d_images, d_texts }, losses, images, texts, 14.0, block);
+            let d_scale = in_blocks(&mut cpu, LossGrads { d_images, d_texts, d_ln_scale }, losses, images, texts, 14.0, block);
             [vec![d_scale], cpu.read(losses), cpu.read(d_images), cpu.read(d_texts)]
         };
         let whole = run(N);

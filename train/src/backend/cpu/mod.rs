@@ -9,7 +9,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Activation, AdamW, AdamWState, Attention, Backend, Epilogue, Gemm, LayerNormGrads, LossGrads, Span};
+use super::{
+    Activation, AdamW, AdamWState, Attended, Attention, AttentionGrads, Backend, Epilogue, Gemm, LayerNormGrads, LossGrads, Pixels, Span,
+};
 pub use matmul::inner_products;
 use matmul::{Strides, matmul};
 use memory::Memory;
@@ -160,9 +162,21 @@ fn activate(rows: &mut [f32], to: &mut [f32], bias: &[f32], f: impl Fn(f32) -> f
 }
 
 impl Backend for Cpu {
+    fn name(&self) -> String {
+        format!("CPU, {} threads, float32", rayon::current_num_threads())
+    }
+
     fn alloc(&mut self, len: usize) -> Span {
         self.buffers.push(Memory::zeros(len));
         Span { buffer: self.buffers.len() - 1, start: 0, len }
+    }
+
+    fn alloc_parameters(&mut self, len: usize) -> Span {
+        self.alloc(len)
+    }
+
+    fn alloc_activations(&mut self, len: usize) -> Span {
+        self.alloc(len)
     }
 
     fn write(&mut self, to: Span, values: &[f32]) {
@@ -301,12 +315,12 @@ impl Backend for Cpu {
         }
     }
 
-    fn attention(&mut self, out: Span, q: Span, kv: Span, shape: Attention) {
+    fn attention(&mut self, out: Span, _: Span, q: Span, kv: Span, shape: Attention) {
         attention::forward(self, out, q, kv, shape);
     }
 
-    fn attention_backward(&mut self, dq: Span, dkv: Span, dout: Span, q: Span, kv: Span, shape: Attention) {
-        attention::backward(self, dq, dkv, dout, q, kv, shape);
+    fn attention_backward(&mut self, grads: AttentionGrads, dout: Span, of: Attended, shape: Attention) {
+        attention::backward(self, grads.dq, grads.dkv, dout, of.q, of.kv, shape);
     }
 
     fn embed_tokens(&mut self, out: Span, table: Span, positions: Span, ids: &[u32], starts: &[usize]) {
@@ -338,20 +352,25 @@ impl Backend for Cpu {
         });
     }
 
-    fn patchify(&mut self, out: Span, pixels: Span, size: usize, patch: usize) {
+    fn patchify(&mut self, out: Span, pixels: Pixels, size: usize, patch: usize) {
         let side = size / patch;
         let (sample_in, sample_out) = (3 * size * size, side * side * 3 * patch * patch);
-        self.with(out, |cpu, out| {
-            out.par_chunks_mut(sample_out).zip(cpu.get(pixels).par_chunks(sample_in)).for_each(|(out, pixels)| {
+        // One line of a patch, from the first pixel of it in its image.
+        let line = |out: &mut [f32], sample: usize, channel: usize, from: usize| match pixels {
+            Pixels::Values(values) => out.copy_from_slice(&values[sample * sample_in + channel * size * size + from..][..patch]),
+            Pixels::Bytes { bytes, mean, std } => {
+                let (scale, shift) = (1.0 / (255.0 * std[channel]), mean[channel] / std[channel]);
+                let bytes = bytes[sample * sample_in + 3 * from..].chunks_exact(3);
+                out.iter_mut().zip(bytes).for_each(|(out, pixel)| *out = f32::from(pixel[channel]) * scale - shift);
+            }
+        };
+        self.with(out, |_, out| {
+            out.par_chunks_mut(sample_out).enumerate().for_each(|(sample, out)| {
                 let mut rows = out.chunks_exact_mut(patch);
-                for py in 0..side {
-                    for px in 0..side {
-                        for channel in pixels.chunks_exact(size * size) {
-                            for y in 0..patch {
-                                let from = (py * patch + y) * size + px * patch;
-                                rows.next().expect("one row per patch line").copy_from_slice(&channel[from..from + patch]);
-                            }
-                        }
+                for (py, px) in (0..side).flat_map(|py| (0..side).map(move |px| (py, px))) {
+                    for (channel, y) in (0..3).flat_map(|channel| (0..patch).map(move |y| (channel, y))) {
+                        let from = (py * patch + y) * size + px * patch;
+                        line(rows.next().expect("one row per patch line"), sample, channel, from);
                     }
                 }
             });
@@ -421,11 +440,17 @@ impl Backend for Cpu {
         });
     }
 
-    fn contrastive_loss(&mut self, to: LossGrads, losses: Span, images: Span, texts: Span, scale: f32) -> f32 {
-        loss::contrastive(self, to, losses, images, texts, scale)
+    fn contrastive_loss(&mut self, to: LossGrads, losses: Span, images: Span, texts: Span, ln_scale: Span) {
+        let scale = self.get(ln_scale)[0].exp();
+        let d_ln_scale = loss::contrastive(self, to, losses, images, texts, scale);
+        self.with(to.d_ln_scale, |_, out| out[0] += d_ln_scale);
     }
 
-    fn square_sum(&self, x: Span) -> f64 {
+    fn clamp(&mut self, x: Span, low: f32, high: f32) {
+        self.with(x, |_, x| x[0] = x[0].clamp(low, high));
+    }
+
+    fn square_sum(&mut self, x: Span) -> f64 {
         let arch = self.arch;
         let square = |x: &[f32]| {
             vectorized(

@@ -1,0 +1,378 @@
+//! A GPU through CUDA's driver. Work is put on one stream; what is copied beside it, on another.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::time::Duration;
+
+use cudarc::driver::{result, sys};
+use rayon::prelude::*;
+
+use crate::device::{Driver, Info, Launch, Matmul, Pointer};
+use crate::matmul::Matmuls;
+use crate::nccl::Communicator;
+use crate::{Error, Result, libraries, nvrtc};
+
+/// Bytes of each of the two stretches of pinned memory that copies to the device go through.
+const STAGE: usize = 64 << 20;
+/// Copies into a stage from so many bytes on are made by all cores.
+const PARALLEL: usize = 1 << 20;
+
+/// What GPU `ordinal` is, or why it cannot be used.
+pub fn probe(ordinal: usize) -> Result<Info> {
+    let (device, _, info) = enter(ordinal)?;
+    // SAFETY: `enter` has retained it.
+    unsafe { result::primary_ctx::release(device) }.map_err(Error::cuda("cuDevicePrimaryCtxRelease"))?;
+    Ok(info)
+}
+
+/// Looks whether all is there that a GPU needs, and makes its context this thread's; it is to be released.
+fn enter(ordinal: usize) -> Result<(sys::CUdevice, sys::CUcontext, Info)> {
+    let none = |reason: String| Error::None { reason };
+    libraries::open();
+    // SAFETY: opens NVIDIA's driver.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(none("NVIDIA's driver (libcuda) is not installed".into()));
+    }
+    result::init().map_err(|e| none(format!("the driver does not start: {e:?}")))?;
+    let count = result::device::get_count().map_err(|e| none(format!("the driver does not count them: {e:?}")))?;
+    match count {
+        0 => return Err(none("the driver sees none".into())),
+        count if ordinal >= count as usize => {
+            return Err(none(format!("there is no number {ordinal}: the driver sees {count}, counted from 0")));
+        }
+        _ => {}
+    }
+    // SAFETY: opens a library of NVIDIA's.
+    if !unsafe { cudarc::cublaslt::sys::is_culib_present() } {
+        let reason = "libcublasLt was not found: it comes with the CUDA toolkit, and with `pip install nvidia-cublas`";
+        return Err(none(reason.into()));
+    }
+    if !nvrtc::present() {
+        let reason = "libnvrtc was not found: it comes with the CUDA toolkit, and with `pip install nvidia-cuda-nvrtc`";
+        return Err(none(reason.into()));
+    }
+    let device = result::device::get(ordinal as i32).map_err(Error::cuda("cuDeviceGet"))?;
+    let attribute = |attribute| {
+        // SAFETY: the device is the driver's.
+        unsafe { result::device::get_attribute(device, attribute) }.map_err(Error::cuda("cuDeviceGetAttribute"))
+    };
+    use sys::CUdevice_attribute_enum::*;
+    let major = attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    let name = result::device::get_name(device).map_err(Error::cuda("cuDeviceGetName"))?;
+    if major < 8 {
+        return Err(none(format!("the {name} has compute capability {major}.{minor}, expected 8.0 or more (bfloat16)")));
+    }
+    // SAFETY: the device is the driver's; the context is released by the caller.
+    let context = unsafe { result::primary_ctx::retain(device) }.map_err(Error::cuda("cuDevicePrimaryCtxRetain"))?;
+    // SAFETY: the context was retained just now.
+    unsafe { result::ctx::set_current(context) }.map_err(Error::cuda("cuCtxSetCurrent"))?;
+    let (free, memory) = result::mem_get_info().map_err(Error::cuda("cuMemGetInfo"))?;
+    let info = Info {
+        name,
+        capability: (major as u32, minor as u32),
+        memory,
+        free,
+        multiprocessors: attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
+        shared: attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
+    };
+    Ok((device, context, info))
+}
+
+pub struct Cuda {
+    info: Info,
+    context: sys::CUcontext,
+    device: sys::CUdevice,
+    stream: sys::CUstream,
+    /// For `write_beside`.
+    beside: sys::CUstream,
+    stages: [Stage; 2],
+    /// The stage that is being filled, and the bytes in it.
+    stage: usize,
+    filled: usize,
+    /// When what lies at an address was last needed, and when it was last written from beside.
+    used: HashMap<Pointer, sys::CUevent>,
+    written: sys::CUevent,
+    buffers: Vec<Pointer>,
+    modules: Vec<sys::CUmodule>,
+    kernels: HashMap<String, sys::CUfunction>,
+    matmuls: Matmuls,
+    marks: Vec<sys::CUevent>,
+    communicator: Option<Communicator>,
+}
+
+// SAFETY: the driver's handles may be used from any thread, and `enter` makes the context that thread's.
+unsafe impl Send for Cuda {}
+
+/// Pinned memory that copies read from while the program goes on.
+struct Stage {
+    at: *mut u8,
+    /// When the copies from it are done, on either stream.
+    done: [sys::CUevent; 2],
+}
+
+fn event(timed: bool) -> Result<sys::CUevent> {
+    let flags = if timed { sys::CUevent_flags::CU_EVENT_DEFAULT } else { sys::CUevent_flags::CU_EVENT_DISABLE_TIMING };
+    result::event::create(flags).map_err(Error::cuda("cuEventCreate"))
+}
+
+impl Cuda {
+    pub fn open(ordinal: usize) -> Result<Cuda> {
+        let (device, context, info) = enter(ordinal)?;
+        let stream = || result::stream::create(result::stream::StreamKind::NonBlocking).map_err(Error::cuda("cuStreamCreate"));
+        let stage = || -> Result<Stage> {
+            // SAFETY: freed when `Cuda` is dropped.
+            let at = unsafe { result::malloc_host(STAGE, 0) }.map_err(Error::cuda("cuMemHostAlloc"))?;
+            Ok(Stage { at: at.cast(), done: [event(false)?, event(false)?] })
+        };
+        let workspace = if info.capability.0 >= 9 { 32 << 20 } else { 4 << 20 };
+        // SAFETY: a plain allocation, freed with the others.
+        let workspace_at = unsafe { result::malloc_sync(workspace) }.map_err(Error::cuda("cuMemAlloc"))?;
+        Ok(Cuda {
+            info,
+            context,
+            device,
+            stream: stream()?,
+            beside: stream()?,
+            stages: [stage()?, stage()?],
+            stage: 0,
+            filled: 0,
+            used: HashMap::new(),
+            written: event(false)?,
+            buffers: vec![workspace_at],
+            modules: Vec::new(),
+            kernels: HashMap::new(),
+            matmuls: Matmuls::new(workspace_at, workspace)?,
+            marks: Vec::new(),
+            communicator: None,
+        })
+    }
+
+    /// Makes the context this thread's.
+    fn enter(&self) -> Result<()> {
+        // SAFETY: the context lives as long as `self`.
+        unsafe { result::ctx::set_current(self.context) }.map_err(Error::cuda("cuCtxSetCurrent"))
+    }
+
+    /// Copies to the device on `stream`, through the stages, piece by piece.
+    fn stage_and_copy(&mut self, to: Pointer, bytes: &[u8], stream: sys::CUstream) -> Result<()> {
+        let mut done = 0;
+        while done < bytes.len() {
+            if self.filled == STAGE {
+                self.next_stage()?;
+            }
+            let n = (bytes.len() - done).min(STAGE - self.filled);
+            // SAFETY: the stage has `STAGE` bytes, and no copy from this part of it is under way: `next_stage` has waited.
+            let staged = unsafe { std::slice::from_raw_parts_mut(self.stages[self.stage].at.add(self.filled), n) };
+            let part = &bytes[done..done + n];
+            match n >= PARALLEL {
+                true => {
+                    staged.par_chunks_mut(PARALLEL / 4).zip(part.par_chunks(PARALLEL / 4)).for_each(|(to, from)| to.copy_from_slice(from))
+                }
+                false => staged.copy_from_slice(part),
+            }
+            // SAFETY: the destination is a part of one of our buffers; the stage stays until its event has passed.
+            unsafe { result::memcpy_htod_async(to + done as u64, staged, stream) }.map_err(Error::cuda("cuMemcpyHtoDAsync"))?;
+            done += n;
+            // Parts begin where 16 bytes do.
+            self.filled = (self.filled + n).next_multiple_of(16);
+        }
+        Ok(())
+    }
+
+    fn next_stage(&mut self) -> Result<()> {
+        for (event, stream) in self.stages[self.stage].done.iter().zip([self.stream, self.beside]) {
+            // SAFETY: both are ours.
+            unsafe { result::event::record(*event, stream) }.map_err(Error::cuda("cuEventRecord"))?;
+        }
+        self.stage = 1 - self.stage;
+        self.filled = 0;
+        for event in self.stages[self.stage].done {
+            // SAFETY: the event is ours; one that was never recorded has passed.
+            unsafe { result::event::synchronize(event) }.map_err(Error::cuda("cuEventSynchronize"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Driver for Cuda {
+    fn info(&self) -> &Info {
+        &self.info
+    }
+
+    fn alloc(&mut self, bytes: usize) -> Result<Pointer> {
+        self.enter()?;
+        // SAFETY: freed when `self` is dropped.
+        let allocated = unsafe { result::malloc_sync(bytes) };
+        let at = allocated.map_err(|_| {
+            let (free, total) = result::mem_get_info().unwrap_or_default();
+            Error::Memory { bytes, free, total }
+        })?;
+        self.buffers.push(at);
+        self.zero(at, bytes)?;
+        Ok(at)
+    }
+
+    fn zero(&mut self, at: Pointer, bytes: usize) -> Result<()> {
+        self.enter()?;
+        // SAFETY: within one of our buffers, as `Device`'s callers see to.
+        unsafe { result::memset_d8_async(at, 0, bytes, self.stream) }.map_err(Error::cuda("cuMemsetD8Async"))
+    }
+
+    fn write(&mut self, to: Pointer, bytes: &[u8]) -> Result<()> {
+        self.enter()?;
+        self.stage_and_copy(to, bytes, self.stream)
+    }
+
+    fn write_beside(&mut self, to: Pointer, bytes: &[u8]) -> Result<()> {
+        self.enter()?;
+        if let Some(&used) = self.used.get(&to) {
+            // SAFETY: stream and event are ours.
+            unsafe { result::stream::wait_event(self.beside, used, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT) }
+                .map_err(Error::cuda("cuStreamWaitEvent"))?;
+        }
+        self.stage_and_copy(to, bytes, self.beside)?;
+        // SAFETY: as above.
+        unsafe {
+            result::event::record(self.written, self.beside).map_err(Error::cuda("cuEventRecord"))?;
+            result::stream::wait_event(self.stream, self.written, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT)
+                .map_err(Error::cuda("cuStreamWaitEvent"))
+        }
+    }
+
+    fn used(&mut self, at: Pointer) -> Result<()> {
+        self.enter()?;
+        let event = match self.used.get(&at) {
+            Some(&event) => event,
+            None => *self.used.entry(at).or_insert(event(false)?),
+        };
+        // SAFETY: stream and event are ours.
+        unsafe { result::event::record(event, self.stream) }.map_err(Error::cuda("cuEventRecord"))
+    }
+
+    fn read(&mut self, from: Pointer, bytes: &mut [u8]) -> Result<()> {
+        self.enter()?;
+        // SAFETY: the source is within one of our buffers; the copy is over before `bytes` is given back.
+        unsafe { result::memcpy_dtoh_async(bytes, from, self.stream) }.map_err(Error::cuda("cuMemcpyDtoHAsync"))?;
+        self.synchronize()
+    }
+
+    fn load(&mut self, source: &str) -> Result<()> {
+        self.enter()?;
+        let image = nvrtc::compile(source, self.info.capability)?;
+        // SAFETY: the image is what NVRTC made.
+        let module = unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(Error::cuda("cuModuleLoadData"))?;
+        self.modules.push(module);
+        for name in crate::emulated::kernel_names(source) {
+            let c_name = CString::new(name.as_str()).map_err(|_| Error::Kernel { name: name.clone() })?;
+            // SAFETY: the module was loaded just now.
+            let kernel = unsafe { result::module::get_function(module, c_name) }.map_err(|_| Error::Kernel { name: name.clone() })?;
+            self.kernels.insert(name, kernel);
+        }
+        Ok(())
+    }
+
+    fn launch(&mut self, kernel: &str, launch: Launch, args: &mut [*mut c_void]) -> Result<()> {
+        self.enter()?;
+        let function = *self.kernels.get(kernel).ok_or_else(|| Error::Kernel { name: kernel.into() })?;
+        if launch.shared > 48 << 10 {
+            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is of one of our modules.
+            unsafe { result::function::set_function_attribute(function, attribute, launch.shared as i32) }
+                .map_err(Error::cuda("cuFuncSetAttribute"))?;
+        }
+        let (grid, block) = ((launch.grid.0, launch.grid.1, 1), (launch.threads, 1, 1));
+        // SAFETY: the arguments are the kernel's, in their order, as the callers of `Device::launch` see to.
+        unsafe { result::launch_kernel(function, grid, block, launch.shared, self.stream, args) }
+            .map_err(|e| Error::Cuda { what: "cuLaunchKernel", reason: format!("{kernel} {launch:?}: {e:?}") })
+    }
+
+    fn matmul(&mut self, matmul: &Matmul) -> Result<()> {
+        self.enter()?;
+        self.matmuls.run(matmul, self.stream)
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        self.enter()?;
+        // SAFETY: the stream is ours.
+        unsafe { result::stream::synchronize(self.stream) }.map_err(Error::cuda("cuStreamSynchronize"))
+    }
+
+    fn mark(&mut self) -> Result<usize> {
+        self.enter()?;
+        let mark = event(true)?;
+        // SAFETY: both are ours.
+        unsafe { result::event::record(mark, self.stream) }.map_err(Error::cuda("cuEventRecord"))?;
+        self.marks.push(mark);
+        Ok(self.marks.len() - 1)
+    }
+
+    fn elapsed(&mut self, marks: &[(usize, usize)]) -> Result<Vec<Duration>> {
+        self.synchronize()?;
+        let elapsed = |&(from, to): &(usize, usize)| {
+            // SAFETY: both were recorded on our stream, and have passed.
+            let milliseconds =
+                unsafe { result::event::elapsed(self.marks[from], self.marks[to]) }.map_err(Error::cuda("cuEventElapsedTime"))?;
+            Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))
+        };
+        let elapsed = marks.iter().map(elapsed).collect();
+        for mark in self.marks.drain(..) {
+            // SAFETY: ours, and not used again.
+            let _ = unsafe { result::event::destroy(mark) };
+        }
+        elapsed
+    }
+
+    fn meeting_point(&mut self) -> Result<Option<Vec<u8>>> {
+        Communicator::meeting_point()
+    }
+
+    fn meet(&mut self, at: &[u8], rank: usize, world: usize) -> Result<()> {
+        self.enter()?;
+        self.communicator = Some(Communicator::meet(at, rank, world)?);
+        Ok(())
+    }
+
+    fn all_gather(&mut self, at: Pointer, values: usize) -> Result<()> {
+        self.enter()?;
+        let stream = self.stream.cast();
+        self.communicator.as_ref().map_or(Ok(()), |communicator| communicator.all_gather(at, values, stream))
+    }
+
+    fn all_reduce(&mut self, at: Pointer, values: usize) -> Result<()> {
+        self.enter()?;
+        let stream = self.stream.cast();
+        self.communicator.as_ref().map_or(Ok(()), |communicator| communicator.all_reduce(at, values, stream))
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        if self.enter().is_err() {
+            return;
+        }
+        // SAFETY: all of it is ours and given back once; nothing is under way any more.
+        unsafe {
+            let _ = result::stream::synchronize(self.stream);
+            let _ = result::stream::synchronize(self.beside);
+            drop(self.communicator.take());
+            self.matmuls.forget();
+            for at in self.buffers.drain(..) {
+                let _ = result::free_sync(at);
+            }
+            let events = self.used.drain().map(|(_, event)| event).chain(self.marks.drain(..)).chain([self.written]);
+            for event in events.chain(self.stages.iter().flat_map(|stage| stage.done)) {
+                let _ = result::event::destroy(event);
+            }
+            for stage in &self.stages {
+                let _ = result::free_host(stage.at.cast());
+            }
+            for module in self.modules.drain(..) {
+                let _ = result::module::unload(module);
+            }
+            let _ = result::stream::destroy(self.stream);
+            let _ = result::stream::destroy(self.beside);
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}
