@@ -15,7 +15,7 @@ fn git_files() -> Vec<String> {
 /// Which of our crates each may use. `tests` may use all.
 const DIRECTION: [(&str, &[&str]); 7] = [
     ("storage", &[]),
-    ("index", &["storage"]),
+    ("index", &["storage", "gpu"]),
     ("engine", &["storage", "index"]),
     ("gpu", &[]),
     ("train", &["storage", "gpu"]),

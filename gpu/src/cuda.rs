@@ -5,7 +5,6 @@ use std::ffi::{CString, c_void};
 use std::time::Duration;
 
 use cudarc::driver::{result, sys};
-use rayon::prelude::*;
 
 use crate::device::{Driver, Info, Launch, Matmul, Pointer};
 use crate::matmul::Matmuls;
@@ -14,8 +13,9 @@ use crate::{Error, Result, libraries, nvrtc};
 
 /// Bytes of each of the two stretches of pinned memory that copies to the device go through.
 const STAGE: usize = 64 << 20;
-/// Copies into a stage from so many bytes on are made by all cores.
-const PARALLEL: usize = 1 << 20;
+/// Bytes of a copy into a stage that are worth a thread, and threads that fill what the bus takes.
+const COPY: usize = 8 << 20;
+const COPIERS: usize = 8;
 
 /// What GPU `ordinal` is, or why it cannot be used.
 pub fn probe(ordinal: usize) -> Result<Info> {
@@ -165,12 +165,7 @@ impl Cuda {
             // SAFETY: the stage has `STAGE` bytes, and no copy from this part of it is under way: `next_stage` has waited.
             let staged = unsafe { std::slice::from_raw_parts_mut(self.stages[self.stage].at.add(self.filled), n) };
             let part = &bytes[done..done + n];
-            match n >= PARALLEL {
-                true => {
-                    staged.par_chunks_mut(PARALLEL / 4).zip(part.par_chunks(PARALLEL / 4)).for_each(|(to, from)| to.copy_from_slice(from))
-                }
-                false => staged.copy_from_slice(part),
-            }
+            copy(staged, part);
             // SAFETY: the destination is a part of one of our buffers; the stage stays until its event has passed.
             unsafe { result::memcpy_htod_async(to + done as u64, staged, stream) }.map_err(Error::cuda("cuMemcpyHtoDAsync"))?;
             done += n;
@@ -193,6 +188,19 @@ impl Cuda {
         }
         Ok(())
     }
+}
+
+/// On several threads where it is large. Not rayon's: whoever waits for those may be given other work, which then waits for the
+/// GPU that this work has.
+fn copy(to: &mut [u8], from: &[u8]) {
+    let threads = (from.len() / COPY).clamp(1, COPIERS);
+    let each = from.len().div_ceil(threads).max(1);
+    std::thread::scope(|scope| {
+        let mut parts = to.chunks_mut(each).zip(from.chunks(each));
+        let own = parts.next();
+        parts.for_each(|(to, from)| drop(scope.spawn(|| to.copy_from_slice(from))));
+        own.into_iter().for_each(|(to, from)| to.copy_from_slice(from));
+    });
 }
 
 impl Driver for Cuda {

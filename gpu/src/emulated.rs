@@ -4,11 +4,11 @@
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use half::{bf16, f16};
 use libloading::Library;
-use rayon::prelude::*;
 
 use crate::device::{Driver, Info, Kind, Launch, Matmul, Pointer};
 use crate::{Error, Result, cache};
@@ -157,8 +157,18 @@ impl Driver for Emulated {
             }
         };
         let first = if known.is_some() { 0 } else { 1 };
-        (first..blocks).step_by(BLOCKS as usize).collect::<Vec<_>>().into_par_iter().for_each(|block| {
+        let next = AtomicU32::new(first);
+        let work = || loop {
+            let block = next.fetch_add(BLOCKS, Ordering::Relaxed);
+            if block >= blocks {
+                return;
+            }
             go(block, (block + BLOCKS).min(blocks), barriers);
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min((blocks - first).div_ceil(BLOCKS) as usize);
+        std::thread::scope(|scope| {
+            (1..threads).for_each(|_| drop(scope.spawn(work)));
+            work();
         });
         Ok(())
     }
@@ -181,7 +191,7 @@ impl Driver for Emulated {
         // SAFETY: the strides are those of matrices of these shapes.
         unsafe {
             let (to, one) = (out.as_mut_ptr(), 1.0);
-            let parallelism = gemm::Parallelism::Rayon(0);
+            let parallelism = gemm::Parallelism::None;
             gemm::gemm(
                 m.m,
                 m.n,

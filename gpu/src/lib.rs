@@ -16,5 +16,8 @@ pub use device::{Arg, Device, Info, Kind, Launch, Matmul, Pointer, Timing};
 pub use error::{Error, Result};
 pub use nvrtc::{compile, present as nvrtc_present};
 
+/// What a source of kernels begins with: sums over warps and blocks, and what differs where they are emulated.
+pub const PRELUDE: &str = include_str!("prelude.cuh");
+
 /// A folder for compiled kernels other than the user's cache.
 pub const CACHE_VARIABLE: &str = "TARN_CACHE";

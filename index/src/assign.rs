@@ -2,6 +2,8 @@
 
 use rayon::prelude::*;
 
+use crate::Result;
+use crate::gpu;
 use crate::kernel::{argmax, multiply, products};
 
 /// Vectors whose products with the set are made at once.
@@ -11,21 +13,29 @@ pub(crate) const BLOCK_SET: usize = 4096;
 
 /// For each vector the place of the nearest of the set, the first of equals, and how near: by the largest inner product,
 /// or where `squared` by the least squared distance. Vectors `[n, dim]`, set `[m, dim]`.
-pub(crate) fn assign(vectors: &[f32], set: &[f32], dim: usize, squared: bool) -> Vec<(u32, f32)> {
+pub(crate) fn assign(vectors: &[f32], set: &[f32], dim: usize, squared: bool) -> Result<Vec<(u32, f32)>> {
     // |x - c|² = |x|² - 2 (x·c - |c|²/2)
     let halves: Vec<f32> = if squared { set.chunks_exact(dim).map(|c| products(c, c).xx / 2.0).collect() } else { Vec::new() };
+    let distances = |vectors: &[f32], best: &mut [(u32, f32)]| {
+        if squared {
+            for (x, (_, score)) in vectors.chunks_exact(dim).zip(best) {
+                *score = (products(x, x).xx - 2.0 * *score).max(0.0);
+            }
+        }
+    };
+    if let Some(mut gpu) = gpu::gpu(2.0 * vectors.len() as f64 * (set.len() / dim) as f64) {
+        let mut best = gpu.best(vectors, set, dim, &halves)?;
+        distances(vectors, &mut best);
+        return Ok(best);
+    }
     let of_block = |block: &[f32]| {
         let mut scratch = vec![0f32; BLOCK_ROWS * BLOCK_SET.min(set.len() / dim)];
         let mut best = vec![(0u32, f32::NEG_INFINITY); block.len() / dim];
         best_of_block(block, set, dim, &halves, &mut scratch, &mut best);
-        if squared {
-            for (x, (_, score)) in block.chunks_exact(dim).zip(&mut best) {
-                *score = (products(x, x).xx - 2.0 * *score).max(0.0);
-            }
-        }
+        distances(block, &mut best);
         best
     };
-    vectors.par_chunks(BLOCK_ROWS * dim).flat_map_iter(of_block).collect()
+    Ok(vectors.par_chunks(BLOCK_ROWS * dim).flat_map_iter(of_block).collect())
 }
 
 /// As `assign`, for at most `BLOCK_ROWS` vectors on this core; `minus` is taken from the products with each of the set,

@@ -181,7 +181,7 @@ async fn write_partitions(
 fn partitions_of(column: &VectorColumn, rows: &[u64], centroids: &[f32], distance: Distance, schema: &Arc<Schema>) -> Result<RecordBatch> {
     let (live, dim, unit) = (column.live(), column.dim(), distance == Distance::Cosine);
     let vectors = read(column, rows, unit)?;
-    let nearest = assign(&vectors, centroids, dim, distance == Distance::L2);
+    let nearest = assign(&vectors, centroids, dim, distance == Distance::L2)?;
     // Only a cosine has no use for zeros; rows without a vector are left out by Lance.
     let there = |(row, vector): &(&u64, &[f32])| live.has(**row) && (!unit || vector.iter().any(|x| *x != 0.0));
     let kept = rows.iter().zip(vectors.chunks_exact(dim)).zip(nearest).filter(|(of, _)| there(of));

@@ -67,7 +67,7 @@ pub fn duplicates(
             return Err(Error::Stopped);
         }
         let samples = read(column, &chunk, true)?;
-        let nearest = assign(&samples, centroids.values(), dim, false);
+        let nearest = assign(&samples, centroids.values(), dim, false)?;
         for ((row, sample), (cluster, _)) in chunk.iter().zip(samples.chunks_exact(dim)).zip(nearest) {
             let is_there = live.has(*row) && sample.iter().any(|x| *x != 0.0);
             let cluster = if is_there { cluster } else { NONE };

@@ -38,6 +38,8 @@ pub enum Error {
     Spill { source: std::io::Error },
     #[error("{images} images of this version of the pool have no perceptual hashes yet")]
     HashesMissing { images: u64 },
+    #[error("the GPU: {reason}")]
+    Gpu { reason: String },
     #[error("stopped")]
     Stopped,
     #[error("{source}")]
@@ -68,6 +70,7 @@ impl Error {
             },
             Error::HashesMissing { .. } => "open the newest version once: a query of near_duplicates computes them".into(),
             Error::FewSamples { .. } => "ask for fewer, or draw more samples".into(),
+            Error::Gpu { .. } => "do without it: TARN_DEVICE=cpu".into(),
             Error::Storage(e) => return e.hint(),
             _ => return None,
         })

@@ -1,10 +1,11 @@
 //! Exact search: one pass over a column, shared by all queries, on all cores.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 use storage::{Rows, Stretch, VectorColumn};
 
+use crate::gpu;
 use crate::kernel::{multiply, products_of_stored, widen};
 use crate::top::{Neighbour, Top};
 use crate::{Distance, Result};
@@ -50,22 +51,40 @@ pub(crate) fn exact_of(
     let norms: Vec<f32> = wanted.queries.chunks_exact(dim).map(|q| q.iter().map(|x| x * x).sum::<f32>().sqrt()).collect();
     let tops: Vec<Mutex<Top>> = (0..n).map(|_| Mutex::new(Top::new(wanted.k.saturating_add(spare)))).collect();
     let within = if few { wanted.within } else { slack(wanted.within) };
+    let rows: usize = column.fragments().filter(|(id, _)| fragments(*id)).map(|(_, rows)| rows).sum();
+    let mut gpu = if few { None } else { gpu::gpu(2.0 * (n * dim) as f64 * rows as f64) };
+    if let Some(gpu) = &mut gpu {
+        gpu.look_for(wanted, &norms);
+    }
+    let (gpu, failed) = (Mutex::new(gpu), Mutex::new(None));
+    let on_gpu = lock(&gpu).is_some();
     column.for_each_of(fragments, stop, &|stretch| {
         if stop.load(Ordering::Relaxed) {
             return;
         }
         let rows = live.of(stretch.fragment);
-        let mut found: Vec<Top> = tops.iter().map(|top| Top::new(top.lock().unwrap_or_else(|e| e.into_inner()).capacity())).collect();
-        let bounds: Vec<f32> = tops.iter().map(|top| top.lock().unwrap_or_else(|e| e.into_inner()).bound().min(within)).collect();
+        let mut found: Vec<Top> = tops.iter().map(|top| Top::new(lock(top).capacity())).collect();
+        let bounds: Vec<f32> = tops.iter().map(|top| lock(top).bound().min(within)).collect();
         match few {
             true => one_by_one(&stretch, wanted, rows, &bounds, &mut found),
+            false if on_gpu => {
+                let there = |i: &usize| rows.is_none_or(|live| live.has(stretch.first as usize + i)) && stretch.vector(*i).is_some();
+                let which: Vec<usize> = (0..stretch.rows).filter(there).collect();
+                let done = lock(&gpu).as_mut().map_or(Ok(()), |gpu| gpu.near(&stretch, &which, wanted, bounds, &mut found));
+                if let Err(e) = done {
+                    lock(&failed).get_or_insert(e);
+                }
+            }
             false => as_matrix(&stretch, wanted, &norms, rows, &bounds, &mut found),
         }
         for (found, top) in found.into_iter().zip(&tops).filter(|(found, _)| found.len() > 0) {
-            let mut top = top.lock().unwrap_or_else(|e| e.into_inner());
+            let mut top = lock(top);
             found.into_sorted().into_iter().for_each(|neighbour| top.push(neighbour));
         }
     })?;
+    if let Some(e) = lock(&failed).take() {
+        return Err(e);
+    }
     let tops = tops.into_iter().map(|top| top.into_inner().unwrap_or_else(|e| e.into_inner()).into_sorted());
     if few {
         return Ok(tops.collect());
@@ -73,6 +92,10 @@ pub(crate) fn exact_of(
     // The distances as they are of single pairs.
     let found: Vec<Vec<Neighbour>> = tops.collect();
     rerank(column, wanted, found)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// The first `n` rows that count and have no vector.

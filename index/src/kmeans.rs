@@ -101,7 +101,7 @@ pub fn kmeans(
                 return Err(Error::Stopped);
             }
             let samples = read(column, chunk, options.spherical)?;
-            let nearest = assign(&samples, &at.centroids, dim, !options.spherical);
+            let nearest = assign(&samples, &at.centroids, dim, !options.spherical)?;
             objective += nearest.iter().map(|(_, score)| f64::from(*score)).sum::<f64>();
             add(&samples, &nearest, dim, &mut sums, &mut counts);
         }

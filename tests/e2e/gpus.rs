@@ -5,6 +5,7 @@ use train::backend::{Backend, Cuda, Precision, check_operations, kernel_source};
 use train::selftest::{Pairs, losses, small_model};
 use train::{Device, Tokenizer, image};
 
+use crate::search::{pool, rows, search};
 use crate::{Sandbox, source};
 
 /// Each with whether what it needs is here.
@@ -13,6 +14,8 @@ pub const TESTS: &[(&str, fn(&Sandbox), fn() -> bool)] = &[
     ("cublaslt_takes_every_description", descriptions, cublaslt),
     ("emulated_kernels_are_the_cpus_in_float32", |_| check(emulated(), Precision::Fp32), compiler),
     ("emulated_kernels_are_the_cpus_in_bfloat16", |_| check(emulated(), Precision::Bf16), compiler),
+    ("searches_on_an_emulated_gpu_are_the_cpus", |_| searches("emulated"), compiler),
+    ("searches_on_a_gpu_are_the_cpus", |_| searches("cuda:0"), gpu),
     ("an_emulated_gpu_trains_as_the_cpu", |_| train_as_the_cpu(Device::Emulated, 6), compiler),
     ("a_gpu_trains_as_the_cpu", |_| train_as_the_cpu(|precision| Device::Cuda(0, precision), 50), gpu),
     #[cfg(feature = "libtorch")]
@@ -49,6 +52,7 @@ fn compile(_: &Sandbox) {
         for capability in [(8, 0), (8, 9), (9, 0), (10, 0)] {
             let image = gpu::compile(&kernel_source(precision), capability).unwrap_or_else(|e| panic!("{e}"));
             assert!(image.starts_with(b"\x7fELF"), "{capability:?}: no machine code");
+            gpu::compile(&index::kernel_source(), capability).unwrap_or_else(|e| panic!("{e}"));
         }
     }
 }
@@ -86,5 +90,27 @@ fn train_as_the_cpu(device: impl Fn(Precision) -> Device, steps: usize) {
         let got = run(Some(device(precision)));
         let near = got.iter().zip(&cpu).all(|(a, b)| (a - b).abs() <= allowed * b.abs().max(0.1));
         assert!(got.len() == steps && near, "{precision:?}: losses {got:?}, on the CPU {cpu:?}");
+    }
+}
+
+/// A kNN join by each metric, with and without conditions, and k-means.
+fn searches(device: &str) {
+    let on = |device| {
+        let t = Sandbox::with_environment([("TARN_DEVICE", device)]);
+        pool(&t);
+        let mut found = Vec::new();
+        for column in ["clip_a", "clip_b"] {
+            for metric in ["cosine", "l2", "dot"] {
+                for condition in ["", "WHERE n.original_width < 206"] {
+                    found.push(search(&t, column, &format!(", metric => '{metric}', exact => true"), condition));
+                }
+            }
+        }
+        t.ok(&["vectors", "pool", "kmeans", "a", "--column", "clip_b", "-k", "12", "--samples", "2000", "--iterations", "4"]);
+        found.push(rows(&t, "SELECT id, vector FROM vectors WHERE name = 'a' ORDER BY id"));
+        found
+    };
+    for (got, expected) in on(device).into_iter().zip(on("cpu")) {
+        assert_eq!(got, expected);
     }
 }

@@ -19,7 +19,7 @@ pub const TESTS: &[Test] = &[
 pub const DATA_TESTS: &[DataTest] = &[("selections_by_vectors", selections)];
 
 /// 3,000 samples in three fragments, vectors of 32 (read through Lance) and of 128 (read in place) for all but the last 200.
-fn pool(t: &Sandbox) {
+pub(crate) fn pool(t: &Sandbox) {
     for file in 0..3 {
         let samples = file * 1000..(file + 1) * 1000;
         source::metadata(&t.path(&format!("m/{file}.parquet")), samples.clone());
@@ -42,12 +42,12 @@ fn embeddings(t: &Sandbox, path: &str, samples: std::ops::Range<usize>) {
     source::write_npz(&t.path(path), [("clip_a", 32, values(32).collect()), ("clip_b", 128, values(128).collect())].into_iter(), false);
 }
 
-fn rows(t: &Sandbox, sql: &str) -> String {
+pub(crate) fn rows(t: &Sandbox, sql: &str) -> String {
     t.ok(&["sql", "pool", "-c", sql, "--format", "csv"])
 }
 
 /// What a search of ten finds from twelve places, by their distances.
-fn search(t: &Sandbox, column: &str, options: &str, condition: &str) -> String {
+pub(crate) fn search(t: &Sandbox, column: &str, options: &str, condition: &str) -> String {
     let sql = format!(
         "SELECT p.uid, n.uid, n._distance FROM (SELECT uid, {column} AS q FROM pool WHERE {column} IS NOT NULL AND original_width % 60 = 3) p, \
          LATERAL nearest(pool, {column}, p.q, 10{options}) n {condition} ORDER BY 1, 3, 2"

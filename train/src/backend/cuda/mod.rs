@@ -54,7 +54,7 @@ pub fn kernel_source(precision: Precision) -> String {
     // What the preprocessor would leave out is left out here, so that the kernels' names can be read from the source.
     let parts = parts.into_iter().filter(|part| precision == Precision::Bf16 || !part.contains("attention_mma("));
     let parts: String = parts.collect();
-    format!("#define BFLOAT16 {}\n{parts}", i32::from(precision == Precision::Bf16))
+    format!("#define BFLOAT16 {}\n{}{parts}", i32::from(precision == Precision::Bf16), ::gpu::PRELUDE)
 }
 
 /// The widest row that `layer_norm.cu` has a kernel for.

@@ -1,16 +1,4 @@
-// What all kernels share. `BFLOAT16` is defined before: 1 where activations are bfloat16, 0 where they are float32.
-// Nothing is included, so that NVRTC needs no headers.
-
-#ifndef EMULATED
-typedef unsigned short uint16_t;
-typedef unsigned int uint32_t;
-#define SHARED(name) extern __shared__ __align__(16) unsigned char name[]
-#else
-#define SHARED(name) unsigned char* name = emulator::shared()
-#endif
-
-#define WARP 0xffffffffu
-#define NO_LOGIT __uint_as_float(0xff800000u)  // minus infinity
+// What the trainer's kernels share. `BFLOAT16` is defined before: 1 where activations are bfloat16, 0 where they are float32.
 
 // What activations are stored as; all is computed in float32.
 #if BFLOAT16
@@ -78,38 +66,3 @@ __device__ __forceinline__ void store8(real* at, const float x[8]) {
     *(Four*)at = four;
 }
 #endif
-
-template <class T>
-__device__ __forceinline__ T warp_sum(T x) {
-#pragma unroll
-    for (int mask = 16; mask > 0; mask /= 2) x += __shfl_xor_sync(WARP, x, mask);
-    return x;
-}
-__device__ __forceinline__ float warp_max(float x) {
-#pragma unroll
-    for (int mask = 16; mask > 0; mask /= 2) x = fmaxf(x, __shfl_xor_sync(WARP, x, mask));
-    return x;
-}
-
-// Over all threads of a block of at most 1024, for every one of them; `scratch` has a value a warp.
-template <class T>
-__device__ __forceinline__ T block_sum(T x, T* scratch) {
-    x = warp_sum(x);
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = x;
-    __syncthreads();
-    T sum = 0;
-    for (int i = 0; i < blockDim.x / 32; i++) sum += scratch[i];
-    return sum;
-}
-__device__ __forceinline__ float block_max(float x, float* scratch) {
-    x = warp_max(x);
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = x;
-    __syncthreads();
-    float max = scratch[0];
-    for (int i = 1; i < blockDim.x / 32; i++) max = fmaxf(max, scratch[i]);
-    return max;
-}
-
-__device__ __forceinline__ long long thread_index() { return (long long)blockIdx.x * blockDim.x + threadIdx.x; }
