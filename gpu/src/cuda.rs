@@ -234,11 +234,13 @@ impl Driver for Cuda {
 
     fn write_beside(&mut self, to: Pointer, bytes: &[u8]) -> Result<()> {
         self.enter()?;
-        if let Some(&used) = self.used.get(&to) {
-            // SAFETY: stream and event are ours.
-            unsafe { result::stream::wait_event(self.beside, used, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT) }
-                .map_err(Error::cuda("cuStreamWaitEvent"))?;
+        // New memory is being zeroed in the order of the work.
+        if !self.used.contains_key(&to) {
+            self.used(to)?;
         }
+        // SAFETY: stream and event are ours.
+        unsafe { result::stream::wait_event(self.beside, self.used[&to], sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT) }
+            .map_err(Error::cuda("cuStreamWaitEvent"))?;
         self.stage_and_copy(to, bytes, self.beside)?;
         // SAFETY: as above.
         unsafe {

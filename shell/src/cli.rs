@@ -47,6 +47,8 @@ pub(crate) enum Command {
     Compact(Compact),
     /// Remove old versions that no tag names
     Clean(Clean),
+    /// Store a smaller copy of large images, for training that waits for decoding
+    Shrink(Shrink),
     /// Indexes: over vectors, for nearest neighbours, and over other columns
     Index(Index),
     /// Named vector sets: centroids, targets
@@ -326,6 +328,14 @@ pub(crate) struct Compact {
     pub pool: String,
     #[command(flatten)]
     pub queries: Queries,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Shrink {
+    pub pool: String,
+    /// The shorter side of the copies, in pixels; images that are no larger are left as they are
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(16..=4096))]
+    pub side: u32,
 }
 
 #[derive(Debug, Args)]

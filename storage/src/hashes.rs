@@ -1,25 +1,19 @@
 //! Perceptual hashes of images, computed where they are missing and kept as the column `phash` of `images`.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch};
-use arrow::datatypes::{DataType, Field, Schema};
+use arrow::array::{AsArray, Int64Array};
+use arrow::datatypes::{DataType, Field};
 use futures::future::BoxFuture;
-use futures::{FutureExt, StreamExt, TryStreamExt};
+use futures::{FutureExt, TryStreamExt};
 use image::imageops::{FilterType, resize};
-use lance::Dataset;
-use lance::datatypes::BlobHandling;
 use rayon::prelude::*;
 
-use crate::commit::{self, Change};
-use crate::lock::Lock;
-use crate::{Error, OnProgress, Pool, Progress, Result, Table};
+use crate::image_columns::{OfImages, without};
+use crate::{Error, OnProgress, Pool, Result, Table};
 
 /// The column of `images` that holds them.
 pub const HASH: &str = "phash";
-/// Fragments are committed in groups of about so many images.
-const COMMIT_ROWS: u64 = 50_000;
 const SIZE: usize = 32;
 
 /// The perceptual hash of an image's bytes, as `imagehash.phash` defines it: grey (ITU-R 601), resized to 32 x 32
@@ -46,83 +40,19 @@ pub fn perceptual_hash(bytes: &[u8]) -> Option<i64> {
 impl Pool {
     /// Computes the perceptual hashes that are missing, and gives their number. What is committed stays when it is stopped.
     pub fn fill_hashes<'a>(&'a self, on_progress: OnProgress<'a>) -> BoxFuture<'a, Result<u64>> {
-        async move {
-            let Some(mut dataset) = self.dataset(Table::Images).await? else { return Ok(0) };
-            if without(&dataset).is_empty() && dataset.schema().field(HASH).is_some() {
-                return Ok(0);
-            }
-            let lock = Lock::take_swept(self).await?;
-            dataset = self.require(Table::Images).await?;
-            if dataset.schema().field(HASH).is_none() {
-                dataset = commit::add_null_columns(&dataset, vec![Field::new(HASH, DataType::Int64, true)]).await?;
-            }
-            let missing = without(&dataset);
-            let total: u64 = missing.iter().map(|fragment| fragment.1).sum();
-            let (mut done, mut waiting, mut change) = (0, 0, Change::default());
-            let last = missing.len();
-            for (i, (id, rows)) in missing.into_iter().enumerate() {
-                let what = "perceptual hashes";
-                on_progress(Progress { what: what.into(), done, total, unit: "images" });
-                change.columns.push(hash_fragment(&dataset, id).await?);
-                done += rows;
-                waiting += rows;
-                if waiting >= COMMIT_ROWS || i + 1 == last {
-                    dataset = commit::commit(&dataset, std::mem::take(&mut change), HashMap::new()).await?;
-                    waiting = 0;
-                }
-            }
-            lock.done();
-            Ok(done)
-        }
-        .boxed()
+        let hash: OfImages = Arc::new(|images| {
+            let hashes: Vec<Option<i64>> = images.into_par_iter().map(|image| perceptual_hash(image?)).collect();
+            Arc::new(Int64Array::from(hashes))
+        });
+        self.fill_image_column(Field::new(HASH, DataType::Int64, true), "perceptual hashes", hash, on_progress)
     }
-}
-
-/// The fragments without hashes, and their rows.
-fn without(dataset: &Dataset) -> Vec<(u64, u64)> {
-    let id = dataset.schema().field(HASH).map(|field| field.id);
-    let lacks = |fragment: &&lance::table::format::Fragment| !fragment.files.iter().any(|file| file.fields.iter().any(|f| Some(*f) == id));
-    dataset.fragments().iter().filter(lacks).map(|f| (f.id, f.num_rows().unwrap_or(0) as u64)).collect()
-}
-
-async fn hash_fragment(dataset: &Arc<Dataset>, id: u64) -> Result<lance::dataset::transaction::DataReplacementGroup> {
-    let wrap = || Error::lance(dataset.uri());
-    let changed = || Error::Changed { path: dataset.uri().into() };
-    let schema = dataset.schema().project(&[HASH]).map_err(wrap())?;
-    let arrow_schema = Arc::new(Schema::from(&schema));
-    let fragment = dataset.get_fragment(id as usize).ok_or_else(changed)?;
-    let mut scanner = dataset.scan();
-    scanner.project(&["image"]).map_err(wrap())?.with_fragments(vec![fragment.metadata().clone()]).scan_in_order(true);
-    scanner.include_deleted_rows().with_row_id().blob_handling(BlobHandling::AllBinary).batch_size(256);
-    scanner.io_buffer_size(64 << 20).materialization_readahead_bytes(64 << 20).batch_readahead(2);
-    let batches = scanner.try_into_stream().await.map_err(wrap())?;
-    let columns = batches
-        .map(|batch| {
-            let arrow_schema = arrow_schema.clone();
-            async move {
-                let batch = batch?;
-                let hashes = tokio::task::spawn_blocking(move || hashes(&batch)).await;
-                let hashes = hashes.map_err(|e| lance::Error::io(e.to_string()))?;
-                Ok::<_, lance::Error>(RecordBatch::try_new(arrow_schema, vec![hashes])?)
-            }
-        })
-        .buffered(2);
-    let written = fragment.write_columns(columns, &schema).await;
-    written.map_err(wrap())
-}
-
-fn hashes(batch: &RecordBatch) -> ArrayRef {
-    let images = batch["image"].as_binary::<i64>();
-    let hash = |i: usize| images.is_valid(i).then(|| perceptual_hash(images.value(i))).flatten();
-    let hashes: Vec<Option<i64>> = (0..images.len()).into_par_iter().map(hash).collect();
-    Arc::new(Int64Array::from(hashes))
 }
 
 /// Images that have not been looked at, at the version read.
 pub fn missing(pool: &Pool) -> BoxFuture<'_, Result<u64>> {
     async move {
         let dataset = pool.dataset(Table::Images).await?;
-        Ok(dataset.map_or(0, |dataset| without(&dataset).iter().map(|fragment| fragment.1).sum()))
+        Ok(dataset.map_or(0, |dataset| without(&dataset, HASH).iter().map(|fragment| fragment.1).sum()))
     }
     .boxed()
 }

@@ -11,6 +11,7 @@ mod error;
 mod eval_images;
 pub mod export;
 pub mod hashes;
+mod image_columns;
 pub mod images;
 pub mod ingest;
 mod ledger;

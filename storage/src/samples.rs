@@ -1,14 +1,17 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray};
+use arrow::array::{Array, AsArray, LargeBinaryArray};
+use arrow::datatypes::{DataType, Field};
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use lance::Dataset;
 use lance::dataset::ProjectionRequest;
+use rayon::prelude::*;
 
-use crate::{Error, Pool, Result, Subset, Table, Uid, images};
+use crate::image_columns::OfImages;
+use crate::{Error, OnProgress, Pool, Result, Subset, Table, Uid, images};
 
 /// Samples of a pool by position: where each one's caption and image lie, resolved once.
 /// Reads go straight to Lance, so that no shard is ever rewritten for a subset.
@@ -17,6 +20,8 @@ pub struct Samples {
     pool: Arc<Dataset>,
     images: Option<Arc<Dataset>>,
     rows: Arc<Vec<Row>>,
+    /// The column of `images` to take images from, where it has them.
+    shrunk: Option<String>,
 }
 
 #[derive(Clone, Copy)]
@@ -81,7 +86,7 @@ impl Samples {
             if rows.iter().all(|row| row.weight == 0.0) {
                 return Err(Error::NoWeight);
             }
-            Ok((Samples { pool: pool_table, images: Some(images), rows: Arc::new(rows) }, missing))
+            Ok((Samples { pool: pool_table, images: Some(images), rows: Arc::new(rows), shrunk: None }, missing))
         }
         .boxed()
     }
@@ -103,7 +108,7 @@ impl Samples {
                 rows.push(Row { uid, weight: 1.0, pool_row, image_row: image_rows.get(&uid).copied().unwrap_or(NONE) });
             })
             .await?;
-            Ok(Samples { pool: pool_table, images, rows: Arc::new(rows) })
+            Ok(Samples { pool: pool_table, images, rows: Arc::new(rows), shrunk: None })
         }
         .boxed()
     }
@@ -130,6 +135,22 @@ impl Samples {
     /// How often to draw sample `i` relative to the others.
     pub fn weight(&self, i: usize) -> f32 {
         self.rows[i].weight
+    }
+
+    /// Takes images from the column that `shrink_images` has made for this side, and says whether it has any: all others are
+    /// no larger, and come as they are.
+    pub fn use_shrunk(&mut self, side: usize) -> BoxFuture<'_, Result<bool>> {
+        async move {
+            let column = shrunk_column(side);
+            let Some(images) = self.images.as_ref().filter(|images| images.schema().field(&column).is_some()) else {
+                return Err(Error::NotShrunk { side });
+            };
+            let wrap = |e| Error::lance(images.uri())(e);
+            let any = images.count_rows(Some(format!("{column} IS NOT NULL"))).await.map_err(wrap)? > 0;
+            self.shrunk = Some(column);
+            Ok(any)
+        }
+        .boxed()
     }
 
     pub fn has_image(&self, i: usize) -> bool {
@@ -194,9 +215,43 @@ impl Samples {
             return Ok(HashMap::new());
         };
         let wrap = |e| Error::lance(images.uri())(e);
-        let read = images.read_blobs("image").map_err(wrap)?.with_row_indices(rows.clone()).preserve_order(true);
-        let blobs = read.execute().await.map_err(wrap)?;
-        Ok(rows.into_iter().zip(blobs).filter_map(|(row, blob)| Some((row, blob.data?))).collect())
+        let mut found = HashMap::new();
+        if let Some(column) = &self.shrunk {
+            let batch = images.take(&rows, ProjectionRequest::from_columns([column], images.schema())).await.map_err(wrap)?;
+            let shrunk = batch.column(0).as_binary::<i64>();
+            let there = rows.iter().zip(shrunk).filter_map(|(row, image)| Some((*row, Bytes::copy_from_slice(image?))));
+            found.extend(there);
+        }
+        let others: Vec<u64> = rows.into_iter().filter(|row| !found.contains_key(row)).collect();
+        if !others.is_empty() {
+            let read = images.read_blobs("image").map_err(wrap)?.with_row_indices(others.clone()).preserve_order(true);
+            let blobs = read.execute().await.map_err(wrap)?;
+            found.extend(others.into_iter().zip(blobs).filter_map(|(row, blob)| Some((row, blob.data?))));
+        }
+        Ok(found)
+    }
+}
+
+/// The column of `images` that holds those whose shorter side was larger than `side`, shrunk to it.
+fn shrunk_column(side: usize) -> String {
+    format!("shrunk_{side}")
+}
+
+impl Pool {
+    /// Fills that column with what `shrink` makes of images, none where one is to be taken as it is. Gives the number of images
+    /// that were looked at.
+    pub fn shrink_images<'a>(
+        &'a self,
+        side: usize,
+        shrink: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + Sync + 'static,
+        on_progress: OnProgress<'a>,
+    ) -> BoxFuture<'a, Result<u64>> {
+        let compute: OfImages = Arc::new(move |images| {
+            let shrunk: Vec<Option<Vec<u8>>> = images.into_par_iter().map(|image| shrink(image?)).collect();
+            Arc::new(LargeBinaryArray::from_iter(shrunk))
+        });
+        let field = Field::new(shrunk_column(side), DataType::LargeBinary, true);
+        self.fill_image_column(field, "shrunk images", compute, on_progress)
     }
 }
 

@@ -21,6 +21,7 @@ pub const TESTS: &[Test] = &[
     ("a_run_goes_on_as_it_began_or_not", other_runs),
     ("unreadable_images_are_replaced_and_listed", unreadable),
     ("off_recipe_is_said", off_recipe),
+    ("shrunk_images_are_stored_once_and_said", shrunk),
     ("blocks_and_the_doctor", blocks),
     ("pytorch_files_are_read", pytorch),
     ("stopped_embeddings_go_on", embeddings),
@@ -166,6 +167,33 @@ fn unreadable(t: &Sandbox) {
     let none = format!("SELECT uid FROM pool WHERE uid = '{}'", uid(1));
     let command: Vec<&str> = train("n", &[]).into_iter().map(|arg| if arg == "no_filter" { none.as_str() } else { arg }).collect();
     t.fails(1, &command, &["samples drawn has a readable image"]);
+}
+
+fn shrunk(t: &Sandbox) {
+    pool(t);
+    t.fails(1, &train("early", &["--shrunk", "40"]), &["no images shrunk to 40", "tarn shrink POOL --side 40"]);
+    // Pictures are 80x60: from here on none is larger, and nothing differs.
+    for side in ["40", "60"] {
+        let looked = |n: usize| {
+            let output = t.tarn(&["shrink", "pool", "--side", side]);
+            assert!(output.code == 0 && output.stderr.contains(&format!("{n} images looked at")), "{}", output.stderr);
+        };
+        looked(48);
+        looked(0);
+    }
+    let column = "SELECT count(shrunk_40) AS a, count(shrunk_60) AS b FROM images";
+    assert_eq!(t.ok(&["sql", "pool", "-c", column, "--format", "csv"]), "a,b\n48,0\n");
+    t.ok(&train("plain", &["--max-steps", "3"]));
+    let same = t.tarn(&train("same", &["--max-steps", "3", "--shrunk", "60"]));
+    assert!(!same.stderr.contains("images"), "{}", same.stderr);
+    assert_eq!(weights(t, "plain"), weights(t, "same"));
+    let other = t.tarn(&train("other", &["--max-steps", "3", "--shrunk", "40"]));
+    assert!(other.stderr.contains("(off recipe: batch size, samples seen, images, steps)"), "{}", other.stderr);
+    assert_ne!(weights(t, "plain"), weights(t, "other"));
+    // What comes later is looked at alone, and until then comes as it is.
+    source::shard(&t.path("s/1.tar"), 48..60);
+    t.ok(&["ingest", "pool", "s"]);
+    assert!(t.tarn(&["shrink", "pool", "--side", "40"]).stderr.contains("12 images looked at"));
 }
 
 fn off_recipe(t: &Sandbox) {

@@ -1,6 +1,6 @@
 //! Times parts of the trainer for `tests/peers/training.py`, a line of samples a second for each round:
 //!
-//!     step MODEL BATCH STEPS             training steps on made-up samples
+//!     step MODEL BATCH STEPS [DEVICE]    training steps on made-up samples; on other devices than the CPU as `tarn doctor`
 //!     encode MODEL BATCH ROUNDS          images, then texts, without gradients
 //!     load POOL SIZE BATCH ROUNDS        batches of all samples of a pool, at SIZE pixels
 //!
@@ -16,7 +16,7 @@ use train::loader::{Order, Shuffle};
 use train::model::{Capacity, Model};
 use train::parameters::Parameters;
 use train::step::Trainer;
-use train::{Checkpoint, Device, Encoder, ModelConfig, OpenClipConfig, PreprocessConfig, Recipe, Tokenizer};
+use train::{Checkpoint, Device, Encoder, ModelConfig, OpenClipConfig, Precision, PreprocessConfig, Recipe, Tokenizer};
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -24,6 +24,7 @@ fn main() {
     let number = |text: &str| text.parse::<usize>().expect("a number");
     match args[..] {
         ["step", model, batch, steps] => step(model, number(batch), number(steps)),
+        ["step", model, batch, steps, device] => step_on(device, model, number(batch), number(steps)),
         ["encode", model, batch, rounds] => encode(model, number(batch), number(rounds)),
         ["load", pool, size, batch, rounds] => load(pool, number(size), number(batch), number(rounds)),
         ["tokens"] => tokens(),
@@ -65,6 +66,12 @@ fn step(model: &str, batch: usize, steps: usize) {
             trainer.step(&captions, |range| Pixels::Values(&pixels[range.start * sample..range.end * sample]), &|_| true).unwrap();
         });
     }
+}
+
+fn step_on(device: &str, model: &str, batch: usize, steps: usize) {
+    let (device, _) = Device::choose(device, Precision::Bf16).unwrap_or_else(|e| panic!("{e}"));
+    let t = train::selftest::throughput(device, model, batch, steps).unwrap_or_else(|e| panic!("{e}"));
+    println!("{:.2}", batch as f64 / t.step.as_secs_f64());
 }
 
 fn encode(model: &str, batch: usize, rounds: usize) {

@@ -27,6 +27,8 @@ pub struct Plan {
     pub memory: usize,
     /// Stop after so many steps of the schedule.
     pub max_steps: Option<u64>,
+    /// Images are read shrunk to this shorter side, where they were larger.
+    pub shrunk: Option<usize>,
     /// Where to compute.
     pub device: Device,
     /// Go on with what the folder holds.
@@ -46,6 +48,9 @@ impl Plan {
         let mut off = self.recipe.off_recipe();
         if ModelConfig::named(&self.recipe.model).as_ref() != Some(&self.model) && !off.contains(&"model") {
             off.push("model");
+        }
+        if self.shrunk.is_some() {
+            off.push("images");
         }
         if self.steps() < self.recipe.steps() {
             off.push("steps");
@@ -134,6 +139,7 @@ impl Plan {
             samples: samples.len() as u64,
             samples_sha256: hex(&digest.finalize()),
             track_samples: self.track_samples,
+            shrunk: self.shrunk,
         }
     }
 }

@@ -41,6 +41,8 @@ pub struct About {
     pub samples: u64,
     pub samples_sha256: String,
     pub track_samples: bool,
+    #[serde(default)]
+    pub shrunk: Option<usize>,
 }
 
 /// By position in the samples: how often each was drawn, and its last loss (NaN where there is none).

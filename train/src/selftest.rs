@@ -188,6 +188,7 @@ pub fn throughput(device: Device, model: &str, batch: usize, steps: usize) -> Re
         micro_batch: None,
         memory: device.memory().unwrap_or(6 << 30),
         max_steps: None,
+        shrunk: None,
         device,
         resume: false,
         track_samples: false,

@@ -39,6 +39,9 @@ pub(crate) struct Train {
     /// disks and object stores. A sample's chance is the same; a batch of 4096 is then of 4096/N places of the pool
     #[arg(long, default_value = "full", value_parser = parse_shuffle)]
     pub shuffle: Shuffle,
+    /// Read images from what `tarn shrink --side SIDE` has made of them: faster to decode, and other pixels (off recipe)
+    #[arg(long, value_name = "SIDE")]
+    pub shrunk: Option<usize>,
     /// Go on with the run that the folder holds, after Ctrl-C or a crash: the same command with this added
     #[arg(long)]
     pub resume: bool,

@@ -48,6 +48,7 @@ pub(crate) fn run(command: Command, runtime: &Runtime) -> Result<()> {
         Command::Verify(args) => verify::run(args, runtime),
         Command::Tag(args) => versions::tag(args, runtime),
         Command::Compact(args) => versions::compact(args, runtime),
+        Command::Shrink(args) => versions::shrink(args, runtime),
         Command::Clean(args) => versions::clean(args, runtime),
         Command::Index(args) => index::run(args, runtime),
         Command::Vectors(args) => vectors::run(args, runtime),

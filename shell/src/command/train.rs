@@ -18,7 +18,7 @@ use crate::{Error, Result, STOP};
 
 pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
     allocator::keep_memory();
-    let plan = plan(&args)?;
+    let mut plan = plan(&args)?;
     let capacity = plan.capacity()?;
     let together = Rendezvous::from_environment()?;
     if args.doctor && together.is_some() {
@@ -40,12 +40,18 @@ pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
         crate::note!("{} is finished: {} steps", output.display(), run.steps);
         return Ok(());
     }
-    let data = block_on(runtime, async {
+    let mut data = block_on(runtime, async {
         let pool = open(&args.pool, args.at.as_deref()).await?;
         let (subset, receipt) = select(&args, &pool).await?;
         let (samples, missing) = Samples::of_subset(&pool, &subset).await?;
         Ok::<_, Error>(Data { subset, samples, missing, receipt })
     })?;
+    if let Some(side) = plan.shrunk
+        && !block_on(runtime, data.samples.use_shrunk(side))?
+    {
+        // No image was larger: the pixels are the recipe's.
+        plan.shrunk = None;
+    }
     let Data { samples, missing, receipt, .. } = &data;
     let others = together.as_ref().filter(|at| at.rank > 0);
     if missing.not_in_pool + missing.no_image > 0 && others.is_none() {
@@ -168,6 +174,7 @@ fn plan(args: &cli::Train) -> Result<Plan> {
             Some(bytes) => bytes.try_into().unwrap_or(usize::MAX),
             None => device.memory().unwrap_or(CPU_MEMORY),
         },
+        shrunk: args.shrunk,
         device,
         max_steps: args.max_steps,
         resume: args.resume,

@@ -39,6 +39,18 @@ pub(crate) fn compact(args: cli::Compact, runtime: &Runtime) -> Result<()> {
     Ok(())
 }
 
+pub(crate) fn shrink(args: cli::Shrink, runtime: &Runtime) -> Result<()> {
+    let pool = block_on(runtime, Pool::open(&args.pool))?;
+    let side = args.side as usize;
+    let meter = Meter::new("shrink");
+    let shrunk =
+        block_on(runtime, pool.shrink_images(side, move |image| train::image::shrink(image, side), &|progress| meter.show(progress)));
+    meter.finish();
+    let images = shrunk?;
+    crate::note!("{images} images looked at: train with --shrunk {side}");
+    Ok(())
+}
+
 /// Extends computed columns to rows that came after them.
 pub(crate) fn extend_columns(pool: &Pool, queries: &cli::Queries, runtime: &Runtime) -> Result<()> {
     if block_on(runtime, pool.computed())?.iter().all(|column| column.lagging == 0) {
