@@ -119,7 +119,7 @@ impl Driver for Emulated {
             let source = path.with_extension("cpp");
             std::fs::write(&source, &whole).map_err(|e| Error::File { path: source.clone(), reason: e.to_string() })?;
             let made = Command::new(program)
-                .args(["-std=c++17", "-O2", "-w", "-shared", "-fPIC", "-pthread", "-o"])
+                .args(["-std=c++17", "-O2", "-w", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", "-pthread", "-o"])
                 .args([path, &source])
                 .output();
             let _ = std::fs::remove_file(&source);

@@ -1,11 +1,13 @@
 // CUDA's kernel language on a processor, as far as the kernels here use it: a thread of the system runs a block, and the
-// block's threads are coroutines that go on in turn at each barrier. Shared memory is the system thread's own.
+// block's threads are coroutines that go on in turn at each barrier. Shared memory is the system thread's own. Coroutines are
+// begun by ucontext and go on by longjmp, which asks nothing of the system; build with -U_FORTIFY_SOURCE, which would mind.
 #include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <csetjmp>
 #include <memory>
 #include <tuple>
 #include <ucontext.h>
@@ -31,21 +33,28 @@ struct Warp {
     uint64_t value[32];
 };
 
+constexpr size_t STACK = 64 << 10;
+
+struct Coroutine {
+    ucontext_t beginning;
+    jmp_buf place;
+    bool begun = false, done = true;
+    char stack[STACK];
+};
+
 struct Block {
-    ucontext_t scheduler;
-    std::vector<ucontext_t> contexts;
-    std::vector<std::unique_ptr<char[]>> stacks;
-    std::vector<bool> done;
+    jmp_buf scheduler;
+    // Of coroutines, which live on from block to block.
+    std::vector<std::unique_ptr<Coroutine>> coroutines;
     std::vector<Warp> warps;
     Barrier barrier;
     unsigned current = 0, threads = 0;
-    bool moved = false, waited = false;
+    bool moved = false, waited = false, plain = false;
     std::vector<unsigned char> shared;
     void (*run)(void*) = nullptr;
     void* arguments = nullptr;
 };
 
-constexpr size_t STACK = 64 << 10;
 static thread_local Block block;
 
 static void fail(const char* what) {
@@ -62,19 +71,31 @@ static void set_current(unsigned i) {
     threadIdx = {i, 0};
 }
 
+// From a coroutine to the scheduler, and back when its turn comes.
+__attribute__((noinline)) static void leave() {
+    if (!_setjmp(block.coroutines[block.current]->place)) _longjmp(block.scheduler, 1);
+}
+
+// From the scheduler into a coroutine, until it leaves.
+__attribute__((noinline)) static void enter(unsigned i) {
+    Coroutine& coroutine = *block.coroutines[i];
+    set_current(i);
+    if (_setjmp(block.scheduler)) return;
+    if (coroutine.begun) _longjmp(coroutine.place, 1);
+    coroutine.begun = true;
+    setcontext(&coroutine.beginning);
+}
+
 static void wait(Barrier& barrier, unsigned expected) {
     block.waited = true;
-    if (block.contexts.empty()) fail("a barrier in a kernel whose first block had none");
+    if (block.plain) fail("a barrier in a kernel whose first block had none");
     if (++barrier.arrived == expected) {
         barrier.arrived = 0;
         barrier.generation++;
         block.moved = true;
         return;
     }
-    for (unsigned generation = barrier.generation; barrier.generation == generation;) {
-        unsigned self = block.current;
-        swapcontext(&block.contexts[self], &block.scheduler);
-    }
+    for (unsigned generation = barrier.generation; barrier.generation == generation;) leave();
 }
 
 static Warp& warp() { return block.warps[block.current / 32]; }
@@ -82,36 +103,36 @@ static unsigned lane() { return block.current % 32; }
 static void wait_for_warp() { wait(warp().barrier, 32); }
 
 static void begin() {
-    block.run(block.arguments);
-    block.done[block.current] = true;
-    block.moved = true;
-    swapcontext(&block.contexts[block.current], &block.scheduler);
+    for (;;) {
+        block.run(block.arguments);
+        block.coroutines[block.current]->done = true;
+        block.moved = true;
+        leave();
+    }
 }
 
 // All threads of one block, with a stack each.
 static void run_with_stacks() {
     unsigned n = block.threads;
     if (n % 32) fail("threads of a block are no multiple of 32");
-    while (block.stacks.size() < n) block.stacks.emplace_back(new char[STACK]);
-    block.contexts.resize(n);
-    block.done.assign(n, false);
+    while (block.coroutines.size() < n) {
+        Coroutine& coroutine = *block.coroutines.emplace_back(new Coroutine);
+        getcontext(&coroutine.beginning);
+        coroutine.beginning.uc_stack.ss_sp = coroutine.stack;
+        coroutine.beginning.uc_stack.ss_size = STACK;
+        coroutine.beginning.uc_link = nullptr;
+        makecontext(&coroutine.beginning, begin, 0);
+    }
+    for (unsigned i = 0; i < n; i++) block.coroutines[i]->done = false;
     block.warps.assign(n / 32, Warp());
     block.barrier = Barrier();
-    for (unsigned i = 0; i < n; i++) {
-        getcontext(&block.contexts[i]);
-        block.contexts[i].uc_stack.ss_sp = block.stacks[i].get();
-        block.contexts[i].uc_stack.ss_size = STACK;
-        block.contexts[i].uc_link = nullptr;
-        makecontext(&block.contexts[i], begin, 0);
-    }
     for (unsigned left = n; left > 0;) {
         block.moved = false;
         left = 0;
         for (unsigned i = 0; i < n; i++) {
-            if (block.done[i]) continue;
-            set_current(i);
-            swapcontext(&block.scheduler, &block.contexts[i]);
-            left += !block.done[i];
+            if (block.coroutines[i]->done) continue;
+            enter(i);
+            left += !block.coroutines[i]->done;
         }
         if (left && !block.moved) fail("some threads wait at a barrier that others never reach");
     }
@@ -134,6 +155,7 @@ static bool run(void (*kernel)(A...), Dim grid, unsigned threads, unsigned share
     block.arguments = &call;
     block.threads = threads;
     block.waited = false;
+    block.plain = !barriers;
     gridDim = grid;
     blockDim = {threads, 1};
     for (unsigned b = first; b < last; b++) {
@@ -143,7 +165,6 @@ static bool run(void (*kernel)(A...), Dim grid, unsigned threads, unsigned share
         if (barriers) {
             run_with_stacks();
         } else {
-            block.contexts.clear();
             for (unsigned i = 0; i < threads; i++) {
                 set_current(i);
                 block.run(&call);

@@ -1,6 +1,8 @@
 //! The GPU's kernels: compiled by NVRTC, and beside the CPU's backend, on a GPU where there is one and on the processor by its
 //! C++ compiler.
 
+use std::process::Command;
+
 use train::backend::{Backend, Cuda, Precision, check_operations, kernel_source};
 use train::selftest::{Pairs, losses, small_model};
 use train::{Device, Tokenizer, image};
@@ -14,20 +16,26 @@ pub const TESTS: &[(&str, fn(&Sandbox), fn() -> bool)] = &[
     ("cublaslt_takes_every_description", descriptions, cublaslt),
     ("emulated_kernels_are_the_cpus_in_float32", |_| check(emulated(), Precision::Fp32), compiler),
     ("emulated_kernels_are_the_cpus_in_bfloat16", |_| check(emulated(), Precision::Bf16), compiler),
+    ("cuda_is_called_as_it_asks", called_as_it_asks, compiler),
     ("searches_on_an_emulated_gpu_are_the_cpus", |_| searches("emulated"), compiler),
-    ("searches_on_a_gpu_are_the_cpus", |_| searches("cuda:0"), gpu),
+    ("on_a_gpu_searches_are_the_cpus", |_| searches("cuda:0"), gpu),
     ("an_emulated_gpu_trains_as_the_cpu", |_| train_as_the_cpu(Device::Emulated, 6), compiler),
-    ("a_gpu_trains_as_the_cpu", |_| train_as_the_cpu(|precision| Device::Cuda(0, precision), 50), gpu),
+    ("on_a_gpu_training_is_the_cpus", |_| train_as_the_cpu(|precision| Device::Cuda(0, precision), if fake() { 3 } else { 50 }), gpu),
     #[cfg(feature = "libtorch")]
     ("libtorch_is_the_cpu", |_| compare(&mut train::backend::Libtorch::new(Precision::Fp32), false), || true),
-    ("gpu_kernels_are_the_cpus_in_float32", |_| check(gpu::Device::cuda(0).unwrap(), Precision::Fp32), gpu),
-    ("gpu_kernels_are_the_cpus_in_bfloat16", |_| check(gpu::Device::cuda(0).unwrap(), Precision::Bf16), gpu),
+    ("on_a_gpu_kernels_are_the_cpus_in_float32", |_| check(gpu::Device::cuda(0).unwrap(), Precision::Fp32), gpu),
+    ("on_a_gpu_kernels_are_the_cpus_in_bfloat16", |_| check(gpu::Device::cuda(0).unwrap(), Precision::Bf16), gpu),
 ];
 
 const PRECISIONS: [Precision; 2] = [Precision::Bf16, Precision::Fp32];
 
 fn gpu() -> bool {
     gpu::probe(0).is_ok()
+}
+
+/// The GPU is that of `called_as_it_asks`.
+fn fake() -> bool {
+    gpu::probe(0).is_ok_and(|info| info.name == "fake GPU")
 }
 
 fn compiler() -> bool {
@@ -44,6 +52,30 @@ fn product(inputs: gpu::Kind, output: gpu::Kind, transpose_a: bool, transpose_b:
 
 fn cublaslt() -> bool {
     product(gpu::Kind::F32, gpu::Kind::F32, false, false, None).describe().is_ok()
+}
+
+/// The tests that want a GPU, with libraries in the place of NVIDIA's that check how they are called, and put work off or do it
+/// early (`tests/cuda/fake.cpp`).
+fn called_as_it_asks(t: &Sandbox) {
+    t.write("fake.cpp", include_str!("../cuda/fake.cpp"));
+    t.write("emulator.h", include_str!("../../gpu/src/emulator.h"));
+    std::fs::create_dir(t.path("lib")).unwrap();
+    let library = t.path("lib/libcuda.so");
+    let made = Command::new("c++").args(["-std=c++17", "-O2", "-shared", "-fPIC", "-o"]).args([&library, &t.path("fake.cpp")]).status();
+    assert!(made.unwrap().success());
+    for name in ["libnvrtc.so", "libcublasLt.so"] {
+        std::os::unix::fs::symlink("libcuda.so", t.path("lib").join(name)).unwrap();
+    }
+    for order in ["late", "beside"] {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["on_a_gpu", "--test-threads", "1"])
+            .envs([("LD_LIBRARY_PATH", t.path("lib")), ("TARN_CACHE", t.path("cache")), ("FAKE_CUDA_EMULATOR", t.path("emulator.h"))])
+            .env("FAKE_CUDA", order)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && text.contains("test result: ok. 4 passed"), "{order}: {text}");
+    }
 }
 
 /// A100, L4, H100 and B200.

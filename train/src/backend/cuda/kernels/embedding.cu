@@ -42,13 +42,13 @@ extern "C" __global__ void take_patches(real* dpatches, const real* dout, int ba
     store8(dpatches + i, v);
 }
 
-// Where value i of out[batch * side^2, 3, patch, patch] comes from: image, channel, y and x.
+// Where value i of out[batch * side^2, 3, patch, patch] comes from: image, channel, y and x. In 32 bits, whose divisions are
+// cheaper: room for 28,000 images of 224 pixels.
 struct Place { int image, channel, y, x; };
-__device__ __forceinline__ Place place_of(long long i, int size, int patch) {
-    int side = size / patch, x = i % patch, y = i / patch % patch;
-    long long rest = i / patch / patch;
-    int channel = rest % 3, column = rest / 3 % side, row = rest / 3 / side % side;
-    return {(int)(rest / 3 / side / side), channel, row * patch + y, column * patch + x};
+__device__ __forceinline__ Place place_of(unsigned i, unsigned size, unsigned patch) {
+    unsigned side = size / patch, x = i % patch, line = i / patch, y = line % patch, rest = line / patch;
+    unsigned channel = rest % 3, at = rest / 3, column = at % side, row = at / side % side;
+    return {(int)(at / side / side), (int)channel, (int)(row * patch + y), (int)(column * patch + x)};
 }
 
 // From 8-bit pixels[batch, size, size, 3], as pixel * scale + shift of each channel; a value a thread.
