@@ -78,5 +78,5 @@ fn newest(folder: &Path, name: &str) -> Option<PathBuf> {
         let file = file_name(path);
         file == name || file.strip_prefix(name).is_some_and(|version| version.starts_with('.'))
     };
-    entries(folder).into_iter().filter(is).next_back()
+    entries(folder).into_iter().rfind(is)
 }

@@ -10,8 +10,10 @@ use train::{Device, Tokenizer, image};
 use crate::search::{pool, rows, search};
 use crate::{Sandbox, source};
 
+type GpuTest = (&'static str, fn(&Sandbox), fn() -> bool);
+
 /// Each with whether what it needs is here.
-pub const TESTS: &[(&str, fn(&Sandbox), fn() -> bool)] = &[
+pub const TESTS: &[GpuTest] = &[
     ("kernels_compile_with_nvrtc", compile, gpu::nvrtc_present),
     ("cublaslt_takes_every_description", descriptions, cublaslt),
     ("emulated_kernels_are_the_cpus_in_float32", |_| check(emulated(), Precision::Fp32), compiler),

@@ -51,7 +51,7 @@ impl Pairs {
     pub fn made_up(n: usize, size: usize) -> Pairs {
         let pixel = |i: usize, at: usize| {
             let (row, column, channel) = (at / (3 * size) / 4, at / 3 % size / 4, at % 3);
-            ((row * 31 + column * 17 + i * (7 + channel)) * 2654435761 >> 7 & 255) as u8
+            (((row * 31 + column * 17 + i * (7 + channel)) * 2_654_435_761) >> 7) as u8
         };
         let pixels = (0..n).flat_map(|i| (0..3 * size * size).map(move |at| pixel(i, at))).collect();
         let caption =
