@@ -51,7 +51,7 @@ pub fn evaluate(
     on_progress: OnProgress<'_>,
     on_event: &dyn Fn(Event),
 ) -> Result<Vec<TaskResult>> {
-    let checkpoint = hex(&encoder.digest());
+    let checkpoint = hex(&encoder.digest()?);
     let mut journal = Journal::open(out, &checkpoint, options.overwrite)?;
     let cache = Cache::new(out, &checkpoint);
     let mut results = Vec::new();

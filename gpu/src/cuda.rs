@@ -11,11 +11,13 @@ use crate::matmul::Matmuls;
 use crate::nccl::Communicator;
 use crate::{Error, Result, libraries, nvrtc};
 
-/// Bytes of each of the two stretches of pinned memory that copies to the device go through.
-const STAGE: usize = 64 << 20;
-/// Bytes of a copy into a stage that are worth a thread, and threads that fill what the bus takes.
-const COPY: usize = 8 << 20;
-const COPIERS: usize = 8;
+/// Bytes of a piece of pinned memory that copies to the device go through, and pieces: of the stream that computes, and of the
+/// one beside it, on which a micro-batch's pixels are copied while the last one computes.
+const PIECE: usize = 16 << 20;
+const PIECES: usize = 2;
+const PIECES_BESIDE: usize = 8;
+/// Bytes of a copy into a piece that are worth a thread.
+const COPY: usize = 2 << 20;
 
 /// What GPU `ordinal` is, or why it cannot be used.
 pub fn probe(ordinal: usize) -> Result<Info> {
@@ -31,7 +33,7 @@ fn enter(ordinal: usize) -> Result<(sys::CUdevice, sys::CUcontext, Info)> {
     libraries::open();
     // SAFETY: opens NVIDIA's driver.
     if !unsafe { sys::is_culib_present() } {
-        return Err(none("NVIDIA's driver (libcuda) is not installed".into()));
+        return Err(none("the system's loader finds no libcuda, NVIDIA's driver".into()));
     }
     result::init().map_err(|e| none(format!("the driver does not start: {e:?}")))?;
     let count = result::device::get_count().map_err(|e| none(format!("the driver does not count them: {e:?}")))?;
@@ -50,6 +52,20 @@ fn enter(ordinal: usize) -> Result<(sys::CUdevice, sys::CUcontext, Info)> {
     if !nvrtc::present() {
         let reason = "libnvrtc was not found: it comes with the CUDA toolkit, and with `pip install nvidia-cuda-nvrtc`";
         return Err(none(reason.into()));
+    }
+    let mut driver = 0;
+    // SAFETY: writes an integer.
+    unsafe { sys::cuDriverGetVersion(&mut driver) }.result().map_err(Error::cuda("cuDriverGetVersion"))?;
+    let compiler = nvrtc::version()?;
+    if driver / 1000 < compiler.0 {
+        let reason = format!(
+            "the driver is of CUDA {}.{}, and libnvrtc of {}.{}: expected a driver as new, or a library as old",
+            driver / 1000,
+            driver % 1000 / 10,
+            compiler.0,
+            compiler.1
+        );
+        return Err(none(reason));
     }
     let device = result::device::get(ordinal as i32).map_err(Error::cuda("cuDeviceGet"))?;
     let attribute = |attribute| {
@@ -87,9 +103,6 @@ pub struct Cuda {
     /// For `write_beside`.
     beside: sys::CUstream,
     stages: [Stage; 2],
-    /// The stage that is being filled, and the bytes in it.
-    stage: usize,
-    filled: usize,
     /// When what lies at an address was last needed, and when it was last written from beside.
     used: HashMap<Pointer, sys::CUevent>,
     written: sys::CUevent,
@@ -104,12 +117,63 @@ pub struct Cuda {
 // SAFETY: the driver's handles may be used from any thread, and `enter` makes the context that thread's.
 unsafe impl Send for Cuda {}
 
-/// Pinned memory that copies read from while the program goes on.
+/// Pinned memory that copies of a stream read from while the program goes on.
 struct Stage {
-    at: *mut u8,
-    /// When the copies from it are done, on either stream.
-    done: [sys::CUevent; 2],
+    stream: sys::CUstream,
+    pieces: Vec<Piece>,
+    /// The piece that is being filled, and the bytes in it.
+    piece: usize,
+    filled: usize,
 }
+
+struct Piece {
+    at: *mut u8,
+    /// When the copies from it are done.
+    done: sys::CUevent,
+}
+
+impl Stage {
+    fn new(stream: sys::CUstream, pieces: usize) -> Result<Stage> {
+        let piece = || -> Result<Piece> {
+            // SAFETY: freed when `Cuda` is dropped.
+            let at = unsafe { result::malloc_host(PIECE, 0) }.map_err(Error::cuda("cuMemHostAlloc"))?;
+            Ok(Piece { at: at.cast(), done: event(false)? })
+        };
+        Ok(Stage { stream, pieces: (0..pieces).map(|_| piece()).collect::<Result<_>>()?, piece: 0, filled: 0 })
+    }
+
+    /// Copies to the device, part by part.
+    fn copy(&mut self, to: Pointer, bytes: &[u8]) -> Result<()> {
+        let mut done = 0;
+        while done < bytes.len() {
+            if self.filled == PIECE {
+                self.next()?;
+            }
+            let n = (bytes.len() - done).min(PIECE - self.filled);
+            // SAFETY: the piece has `PIECE` bytes, and no copy from this part of it is under way: `next` has waited.
+            let staged = unsafe { std::slice::from_raw_parts_mut(self.pieces[self.piece].at.add(self.filled), n) };
+            copy(staged, &bytes[done..done + n]);
+            // SAFETY: the destination is a part of one of our buffers; the piece stays until its event has passed.
+            unsafe { result::memcpy_htod_async(to + done as u64, staged, self.stream) }.map_err(Error::cuda("cuMemcpyHtoDAsync"))?;
+            done += n;
+            // Parts begin where 16 bytes do.
+            self.filled = (self.filled + n).next_multiple_of(16);
+        }
+        Ok(())
+    }
+
+    fn next(&mut self) -> Result<()> {
+        // SAFETY: stream and events are ours; an event that was never recorded has passed.
+        unsafe {
+            result::event::record(self.pieces[self.piece].done, self.stream).map_err(Error::cuda("cuEventRecord"))?;
+            self.piece = (self.piece + 1) % self.pieces.len();
+            self.filled = 0;
+            result::event::synchronize(self.pieces[self.piece].done).map_err(Error::cuda("cuEventSynchronize"))
+        }
+    }
+}
+
+type Elapsed = unsafe extern "C" fn(*mut f32, sys::CUevent, sys::CUevent) -> sys::CUresult;
 
 fn event(timed: bool) -> Result<sys::CUevent> {
     let flags = if timed { sys::CUevent_flags::CU_EVENT_DEFAULT } else { sys::CUevent_flags::CU_EVENT_DISABLE_TIMING };
@@ -120,23 +184,17 @@ impl Cuda {
     pub fn open(ordinal: usize) -> Result<Cuda> {
         let (device, context, info) = enter(ordinal)?;
         let stream = || result::stream::create(result::stream::StreamKind::NonBlocking).map_err(Error::cuda("cuStreamCreate"));
-        let stage = || -> Result<Stage> {
-            // SAFETY: freed when `Cuda` is dropped.
-            let at = unsafe { result::malloc_host(STAGE, 0) }.map_err(Error::cuda("cuMemHostAlloc"))?;
-            Ok(Stage { at: at.cast(), done: [event(false)?, event(false)?] })
-        };
         let workspace = if info.capability.0 >= 9 { 32 << 20 } else { 4 << 20 };
         // SAFETY: a plain allocation, freed with the others.
         let workspace_at = unsafe { result::malloc_sync(workspace) }.map_err(Error::cuda("cuMemAlloc"))?;
+        let (stream, beside) = (stream()?, stream()?);
         Ok(Cuda {
             info,
             context,
             device,
-            stream: stream()?,
-            beside: stream()?,
-            stages: [stage()?, stage()?],
-            stage: 0,
-            filled: 0,
+            stream,
+            beside,
+            stages: [Stage::new(stream, PIECES)?, Stage::new(beside, PIECES_BESIDE)?],
             used: HashMap::new(),
             written: event(false)?,
             buffers: vec![workspace_at],
@@ -153,47 +211,12 @@ impl Cuda {
         // SAFETY: the context lives as long as `self`.
         unsafe { result::ctx::set_current(self.context) }.map_err(Error::cuda("cuCtxSetCurrent"))
     }
-
-    /// Copies to the device on `stream`, through the stages, piece by piece.
-    fn stage_and_copy(&mut self, to: Pointer, bytes: &[u8], stream: sys::CUstream) -> Result<()> {
-        let mut done = 0;
-        while done < bytes.len() {
-            if self.filled == STAGE {
-                self.next_stage()?;
-            }
-            let n = (bytes.len() - done).min(STAGE - self.filled);
-            // SAFETY: the stage has `STAGE` bytes, and no copy from this part of it is under way: `next_stage` has waited.
-            let staged = unsafe { std::slice::from_raw_parts_mut(self.stages[self.stage].at.add(self.filled), n) };
-            let part = &bytes[done..done + n];
-            copy(staged, part);
-            // SAFETY: the destination is a part of one of our buffers; the stage stays until its event has passed.
-            unsafe { result::memcpy_htod_async(to + done as u64, staged, stream) }.map_err(Error::cuda("cuMemcpyHtoDAsync"))?;
-            done += n;
-            // Parts begin where 16 bytes do.
-            self.filled = (self.filled + n).next_multiple_of(16);
-        }
-        Ok(())
-    }
-
-    fn next_stage(&mut self) -> Result<()> {
-        for (event, stream) in self.stages[self.stage].done.iter().zip([self.stream, self.beside]) {
-            // SAFETY: both are ours.
-            unsafe { result::event::record(*event, stream) }.map_err(Error::cuda("cuEventRecord"))?;
-        }
-        self.stage = 1 - self.stage;
-        self.filled = 0;
-        for event in self.stages[self.stage].done {
-            // SAFETY: the event is ours; one that was never recorded has passed.
-            unsafe { result::event::synchronize(event) }.map_err(Error::cuda("cuEventSynchronize"))?;
-        }
-        Ok(())
-    }
 }
 
 /// On several threads where it is large. Not rayon's: whoever waits for those may be given other work, which then waits for the
 /// GPU that this work has.
 fn copy(to: &mut [u8], from: &[u8]) {
-    let threads = (from.len() / COPY).clamp(1, COPIERS);
+    let threads = (from.len() / COPY).max(1);
     let each = from.len().div_ceil(threads).max(1);
     std::thread::scope(|scope| {
         let mut parts = to.chunks_mut(each).zip(from.chunks(each));
@@ -212,13 +235,29 @@ impl Driver for Cuda {
         self.enter()?;
         // SAFETY: freed when `self` is dropped.
         let allocated = unsafe { result::malloc_sync(bytes) };
-        let at = allocated.map_err(|_| {
-            let (free, total) = result::mem_get_info().unwrap_or_default();
-            Error::Memory { bytes, free, total }
+        let at = allocated.map_err(|e| match e.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                let (free, total) = result::mem_get_info().unwrap_or_default();
+                Error::Memory { bytes, free, total }
+            }
+            _ => Error::cuda("cuMemAlloc")(e),
         })?;
         self.buffers.push(at);
         self.zero(at, bytes)?;
         Ok(at)
+    }
+
+    fn free(&mut self, at: Pointer) -> Result<()> {
+        self.synchronize()?;
+        // SAFETY: the stream is ours.
+        unsafe { result::stream::synchronize(self.beside) }.map_err(Error::cuda("cuStreamSynchronize"))?;
+        self.buffers.retain(|buffer| *buffer != at);
+        if let Some(used) = self.used.remove(&at) {
+            // SAFETY: ours, and not used again.
+            let _ = unsafe { result::event::destroy(used) };
+        }
+        // SAFETY: nothing that uses it is under way.
+        unsafe { result::free_sync(at) }.map_err(Error::cuda("cuMemFree"))
     }
 
     fn zero(&mut self, at: Pointer, bytes: usize) -> Result<()> {
@@ -229,7 +268,7 @@ impl Driver for Cuda {
 
     fn write(&mut self, to: Pointer, bytes: &[u8]) -> Result<()> {
         self.enter()?;
-        self.stage_and_copy(to, bytes, self.stream)
+        self.stages[0].copy(to, bytes)
     }
 
     fn write_beside(&mut self, to: Pointer, bytes: &[u8]) -> Result<()> {
@@ -241,7 +280,7 @@ impl Driver for Cuda {
         // SAFETY: stream and event are ours.
         unsafe { result::stream::wait_event(self.beside, self.used[&to], sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT) }
             .map_err(Error::cuda("cuStreamWaitEvent"))?;
-        self.stage_and_copy(to, bytes, self.beside)?;
+        self.stages[1].copy(to, bytes)?;
         // SAFETY: as above.
         unsafe {
             result::event::record(self.written, self.beside).map_err(Error::cuda("cuEventRecord"))?;
@@ -304,6 +343,16 @@ impl Driver for Cuda {
 
     fn synchronize(&mut self) -> Result<()> {
         self.enter()?;
+        if let Some(communicator) = &mut self.communicator {
+            // Another process may go away while it is waited for.
+            // SAFETY: event and stream are ours.
+            unsafe { result::event::record(self.written, self.stream) }.map_err(Error::cuda("cuEventRecord"))?;
+            // SAFETY: as above.
+            while unsafe { result::event::query(self.written) }.is_err_and(|e| e.0 == sys::CUresult::CUDA_ERROR_NOT_READY) {
+                communicator.check()?;
+                std::thread::sleep(Duration::from_micros(50));
+            }
+        }
         // SAFETY: the stream is ours.
         unsafe { result::stream::synchronize(self.stream) }.map_err(Error::cuda("cuStreamSynchronize"))
     }
@@ -319,10 +368,13 @@ impl Driver for Cuda {
 
     fn elapsed(&mut self, marks: &[(usize, usize)]) -> Result<Vec<Duration>> {
         self.synchronize()?;
+        // SAFETY: the type is cuda.h's. The first form of the function, which every driver has.
+        let function = unsafe { sys::culib().get::<Elapsed>(b"cuEventElapsedTime") }.map_err(Error::cuda("cuEventElapsedTime"))?;
         let elapsed = |&(from, to): &(usize, usize)| {
+            let mut milliseconds = 0f32;
             // SAFETY: both were recorded on our stream, and have passed.
-            let milliseconds =
-                unsafe { result::event::elapsed(self.marks[from], self.marks[to]) }.map_err(Error::cuda("cuEventElapsedTime"))?;
+            let status = unsafe { function(&mut milliseconds, self.marks[from], self.marks[to]) };
+            status.result().map_err(Error::cuda("cuEventElapsedTime"))?;
             Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))
         };
         let elapsed = marks.iter().map(elapsed).collect();
@@ -346,13 +398,13 @@ impl Driver for Cuda {
     fn all_gather(&mut self, at: Pointer, values: usize) -> Result<()> {
         self.enter()?;
         let stream = self.stream.cast();
-        self.communicator.as_ref().map_or(Ok(()), |communicator| communicator.all_gather(at, values, stream))
+        self.communicator.as_mut().map_or(Ok(()), |communicator| communicator.all_gather(at, values, stream))
     }
 
     fn all_reduce(&mut self, at: Pointer, values: usize) -> Result<()> {
         self.enter()?;
         let stream = self.stream.cast();
-        self.communicator.as_ref().map_or(Ok(()), |communicator| communicator.all_reduce(at, values, stream))
+        self.communicator.as_mut().map_or(Ok(()), |communicator| communicator.all_reduce(at, values, stream))
     }
 }
 
@@ -363,19 +415,25 @@ impl Drop for Cuda {
         }
         // SAFETY: all of it is ours and given back once; nothing is under way any more.
         unsafe {
+            if let Some(mut communicator) = self.communicator.take()
+                && communicator.check().is_err()
+            {
+                // Or its part of the stream's work would be waited for.
+                communicator.abort();
+            }
             let _ = result::stream::synchronize(self.stream);
             let _ = result::stream::synchronize(self.beside);
-            drop(self.communicator.take());
             self.matmuls.forget();
             for at in self.buffers.drain(..) {
                 let _ = result::free_sync(at);
             }
             let events = self.used.drain().map(|(_, event)| event).chain(self.marks.drain(..)).chain([self.written]);
-            for event in events.chain(self.stages.iter().flat_map(|stage| stage.done)) {
+            for event in events {
                 let _ = result::event::destroy(event);
             }
-            for stage in &self.stages {
-                let _ = result::free_host(stage.at.cast());
+            for piece in self.stages.iter().flat_map(|stage| &stage.pieces) {
+                let _ = result::event::destroy(piece.done);
+                let _ = result::free_host(piece.at.cast());
             }
             for module in self.modules.drain(..) {
                 let _ = result::module::unload(module);

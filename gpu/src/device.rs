@@ -8,6 +8,12 @@ use crate::{Error, Result};
 /// An address in the device's memory.
 pub type Pointer = u64;
 
+/// The bytes of numbers, as they lie.
+pub fn bytes_of(values: &[f32]) -> &[u8] {
+    // SAFETY: every byte of a float32 may be read.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
 /// What a GPU is.
 #[derive(Debug, Clone)]
 pub struct Info {
@@ -95,6 +101,7 @@ pub(crate) trait Driver: Send {
     fn info(&self) -> &Info;
     /// Zeros.
     fn alloc(&mut self, bytes: usize) -> Result<Pointer>;
+    fn free(&mut self, at: Pointer) -> Result<()>;
     fn zero(&mut self, at: Pointer, bytes: usize) -> Result<()>;
     fn write(&mut self, to: Pointer, bytes: &[u8]) -> Result<()>;
     fn write_beside(&mut self, to: Pointer, bytes: &[u8]) -> Result<()>;
@@ -153,9 +160,9 @@ impl Device {
         self.flops += flops;
     }
 
-    /// The first error since the last call.
-    pub fn check(&mut self) -> Result<()> {
-        self.failed.take().map_or(Ok(()), Err)
+    /// The first error: nothing has been done since.
+    pub fn check(&self) -> Result<()> {
+        self.failed.clone().map_or(Ok(()), Err)
     }
 
     fn run<R: Default>(&mut self, f: impl FnOnce(&mut dyn Driver) -> Result<R>) -> R {
@@ -180,7 +187,12 @@ impl Device {
         }
     }
 
-    /// `bytes` zeros, that are never given back before the device itself.
+    /// Waits for the work so far, and gives memory back.
+    pub fn free(&mut self, at: Pointer) {
+        self.run(|driver| driver.free(at));
+    }
+
+    /// `bytes` zeros.
     pub fn alloc(&mut self, bytes: usize) -> Pointer {
         self.run(|driver| driver.alloc(bytes.max(16)))
     }

@@ -47,7 +47,7 @@ impl Emulated {
     pub fn open() -> Result<Emulated> {
         let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
         let version = Command::new(&compiler).arg("--version").output();
-        let version = version.map_err(|e| Error::None { reason: format!("to emulate one, a C++ compiler is needed; {compiler}: {e}") })?;
+        let version = version.map_err(|e| Error::Compiler { compiler: compiler.clone(), reason: e.to_string() })?;
         let info =
             Info { name: "emulated GPU".into(), capability: (0, 0), memory: 8 << 30, free: 8 << 30, multiprocessors: 2, shared: 99 << 10 };
         let compiler = format!("{compiler}\n{}", String::from_utf8_lossy(&version.stdout));
@@ -76,6 +76,11 @@ impl Driver for Emulated {
         let at = (buffer.as_ptr() as u64).next_multiple_of(128);
         self.buffers.push(buffer);
         Ok(at)
+    }
+
+    fn free(&mut self, at: Pointer) -> Result<()> {
+        self.buffers.retain(|buffer| !(buffer.as_ptr() as u64..=buffer.as_ptr() as u64 + 128).contains(&at));
+        Ok(())
     }
 
     fn zero(&mut self, at: Pointer, bytes: usize) -> Result<()> {
@@ -128,7 +133,11 @@ impl Driver for Emulated {
             if made.status.success() { Ok(()) } else { Err(failed(String::from_utf8_lossy(&made.stderr).into_owned())) }
         })?;
         // SAFETY: a library that was made just now, or before of the same source.
-        let library = unsafe { Library::new(&path) }.map_err(|e| Error::File { path: path.clone(), reason: e.to_string() })?;
+        let library = unsafe { Library::new(&path) }.map_err(|e| {
+            // A file that is broken is made again the next time.
+            let _ = std::fs::remove_file(&path);
+            Error::File { path: path.clone(), reason: format!("{e}; it is removed, try again") }
+        })?;
         for name in names {
             // SAFETY: the functions have this type: they are written above.
             let run = unsafe { library.get::<Run>(format!("run_{name}").as_bytes()) };

@@ -7,6 +7,8 @@ pub enum Error {
     /// Why no GPU can be used.
     #[error("no GPU: {reason}")]
     None { reason: String },
+    #[error("to emulate a GPU a C++ compiler is needed; {compiler}: {reason}")]
+    Compiler { compiler: String, reason: String },
     #[error("{what} of CUDA failed: {reason}")]
     Cuda { what: &'static str, reason: String },
     #[error("the GPU has no room for {bytes} bytes: {free} of {total} are free")]
@@ -23,7 +25,9 @@ impl Error {
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Error::None { .. } => Some("give --device cpu, or look at what nvidia-smi says".into()),
+            Error::None { .. } => Some("nvidia-smi says more, and --device cpu does without".into()),
+            Error::Compiler { .. } => Some("install g++ or clang++, or name one in CXX".into()),
+            Error::File { .. } => Some("compiled kernels are kept in ~/.cache/tarn: name another folder in TARN_CACHE".into()),
             Error::Memory { .. } => Some("give a smaller --micro-batch or --train-memory, or stop what else uses the GPU".into()),
             _ => None,
         }

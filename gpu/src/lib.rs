@@ -12,7 +12,7 @@ mod nccl;
 mod nvrtc;
 
 pub use cuda::probe;
-pub use device::{Arg, Device, Info, Kind, Launch, Matmul, Pointer, Timing};
+pub use device::{Arg, Device, Info, Kind, Launch, Matmul, Pointer, Timing, bytes_of};
 pub use error::{Error, Result};
 pub use nvrtc::{compile, present as nvrtc_present};
 

@@ -5,35 +5,44 @@ use std::sync::OnceLock;
 
 use libloading::Library;
 
-/// Opens what is found of them, once: those that are open are found by name afterwards, by cudarc too.
+/// Opens what is found of them, once: with their versions, as `libnvrtc.so.13`, they are found by name afterwards, by cudarc
+/// too.
 pub fn open() {
     static OPEN: OnceLock<Vec<Library>> = OnceLock::new();
     OPEN.get_or_init(|| {
         let mut open = Vec::new();
-        // cublasLt asks for no other; NVRTC opens its builtins by name, from its own folder.
-        for name in ["libnvrtc.so", "libcublasLt.so", "libnccl.so"] {
-            if by_name(name, &mut open) {
-                continue;
-            }
-            let found = folders().iter().find_map(|folder| newest(folder, name));
-            if let Some(path) = found {
-                let folder = path.parent().unwrap_or(Path::new("."));
-                if name == "libnvrtc.so" {
-                    open.extend(newest(folder, "libnvrtc-builtins.so").and_then(|path| load(&path)));
-                }
-                open.extend(load(&path));
-            }
+        for name in ["libnvrtc.so", "libcublasLt.so"] {
+            find(name, &mut open);
         }
         open
     });
 }
 
-fn by_name(name: &str, open: &mut Vec<Library>) -> bool {
+/// NCCL, if it is here.
+pub fn nccl() -> Option<&'static Library> {
+    static NCCL: OnceLock<Vec<Library>> = OnceLock::new();
+    let found = NCCL.get_or_init(|| {
+        let mut open = Vec::new();
+        find("libnccl.so", &mut open);
+        open
+    });
+    found.last()
+}
+
+/// Opens a library, after what it needs of its own folder.
+fn find(name: &str, open: &mut Vec<Library>) {
     let candidates = ["", ".13", ".12", ".2"].map(|version| format!("{name}{version}"));
-    let library = candidates.iter().find_map(|name| load(Path::new(name)));
-    let found = library.is_some();
-    open.extend(library);
-    found
+    if let Some(library) = candidates.iter().find_map(|name| load(Path::new(name))) {
+        open.push(library);
+        return;
+    }
+    let Some(path) = folders().iter().find_map(|folder| newest(folder, name)) else { return };
+    // NVRTC opens its builtins by name, from its own folder.
+    if name == "libnvrtc.so" {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        open.extend(newest(folder, "libnvrtc-builtins.so").and_then(|path| load(&path)));
+    }
+    open.extend(load(&path));
 }
 
 fn load(path: &Path) -> Option<Library> {

@@ -1,61 +1,124 @@
-//! Exchange between GPUs of several processes, by NCCL.
+//! Exchange between GPUs of several processes, by NCCL. Its functions are looked up here: the library is mostly there as
+//! `libnccl.so.2` alone, which cudarc does not try.
 
-use std::ffi::c_char;
+use std::ffi::{c_int, c_void};
+use std::sync::OnceLock;
 
-use cudarc::nccl::{result, sys};
+use libloading::Library;
 
 use crate::device::Pointer;
 use crate::{Error, Result, libraries};
 
-pub struct Communicator {
-    communicator: sys::ncclComm_t,
-    rank: usize,
+type Handle = *mut c_void;
+
+/// `ncclUniqueId`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Id([u8; 128]);
+
+/// `ncclFloat32`, `ncclSum`, `ncclInProgress`.
+const FLOAT32: c_int = 7;
+const SUM: c_int = 0;
+const IN_PROGRESS: c_int = 7;
+
+struct Functions {
+    get_unique_id: unsafe extern "C" fn(*mut Id) -> c_int,
+    init_rank: unsafe extern "C" fn(*mut Handle, c_int, Id, c_int) -> c_int,
+    all_gather: unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, Handle, Handle) -> c_int,
+    all_reduce: unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, Handle, Handle) -> c_int,
+    async_error: unsafe extern "C" fn(Handle, *mut c_int) -> c_int,
+    destroy: unsafe extern "C" fn(Handle) -> c_int,
+    abort: unsafe extern "C" fn(Handle) -> c_int,
 }
 
-const FLOAT: sys::ncclDataType_t = sys::ncclDataType_t::ncclFloat32;
+/// None where the library is not.
+fn functions() -> Option<&'static Functions> {
+    static FUNCTIONS: OnceLock<Option<Functions>> = OnceLock::new();
+    let find = |library: &Library| -> std::result::Result<Functions, libloading::Error> {
+        // SAFETY: the types are those of nccl.h, which has had them since NCCL 2.4. The library stays open.
+        unsafe {
+            Ok(Functions {
+                get_unique_id: *library.get(b"ncclGetUniqueId")?,
+                init_rank: *library.get(b"ncclCommInitRank")?,
+                all_gather: *library.get(b"ncclAllGather")?,
+                all_reduce: *library.get(b"ncclAllReduce")?,
+                async_error: *library.get(b"ncclCommGetAsyncError")?,
+                destroy: *library.get(b"ncclCommDestroy")?,
+                abort: *library.get(b"ncclCommAbort")?,
+            })
+        }
+    };
+    FUNCTIONS.get_or_init(|| libraries::nccl().and_then(|library| find(library).ok())).as_ref()
+}
+
+fn done(what: &'static str, status: c_int) -> Result<()> {
+    match status {
+        0 => Ok(()),
+        status => Err(Error::Cuda { what, reason: format!("ncclResult_t {status}; NCCL_DEBUG=INFO says more") }),
+    }
+}
+
+pub struct Communicator {
+    functions: &'static Functions,
+    handle: Handle,
+    rank: usize,
+    failed: bool,
+}
 
 impl Communicator {
     /// None where the library is not.
     pub fn meeting_point() -> Result<Option<Vec<u8>>> {
-        libraries::open();
-        // SAFETY: opens a library of NVIDIA's.
-        if !unsafe { sys::is_culib_present() } {
-            return Ok(None);
-        }
-        let id = result::get_uniqueid().map_err(Error::cuda("ncclGetUniqueId"))?;
-        Ok(Some(id.internal.iter().map(|&byte| byte as u8).collect()))
+        let Some(functions) = functions() else { return Ok(None) };
+        let mut id = Id([0; 128]);
+        // SAFETY: writes the id.
+        done("ncclGetUniqueId", unsafe { (functions.get_unique_id)(&mut id) })?;
+        Ok(Some(id.0.to_vec()))
     }
 
     /// The GPU is that of the thread's context.
     pub fn meet(at: &[u8], rank: usize, world: usize) -> Result<Communicator> {
-        let mut id = sys::ncclUniqueId { internal: [0; 128] };
-        id.internal.iter_mut().zip(at).for_each(|(to, &from)| *to = from as c_char);
-        let mut communicator = std::ptr::null_mut();
+        let functions = functions().ok_or(Error::None { reason: "libnccl was not found".into() })?;
+        let mut id = Id([0; 128]);
+        id.0.iter_mut().zip(at).for_each(|(to, from)| *to = *from);
+        let mut handle = std::ptr::null_mut();
         // SAFETY: the id is what `meeting_point` gave the first process.
-        unsafe { result::comm_init_rank(&mut communicator, world as i32, id, rank as i32) }.map_err(Error::cuda("ncclCommInitRank"))?;
-        Ok(Communicator { communicator, rank })
+        done("ncclCommInitRank", unsafe { (functions.init_rank)(&mut handle, world as c_int, id, rank as c_int) })?;
+        Ok(Communicator { functions, handle, rank, failed: false })
     }
 
-    pub fn all_gather(&self, at: Pointer, values: usize, stream: sys::cudaStream_t) -> Result<()> {
+    pub fn all_gather(&mut self, at: Pointer, values: usize, stream: *mut c_void) -> Result<()> {
         let own = at + (4 * self.rank * values) as u64;
         // SAFETY: in place, as NCCL has it: what is sent lies where it is received.
-        unsafe { result::all_gather(own as *const _, at as *mut _, values, FLOAT, self.communicator, stream) }
-            .map(|_| ())
-            .map_err(Error::cuda("ncclAllGather"))
+        let status = unsafe { (self.functions.all_gather)(own as *const _, at as *mut _, values, FLOAT32, self.handle, stream) };
+        self.failed |= status != 0;
+        done("ncclAllGather", status)
     }
 
-    pub fn all_reduce(&self, at: Pointer, values: usize, stream: sys::cudaStream_t) -> Result<()> {
-        let sum = sys::ncclRedOp_t::ncclSum;
+    pub fn all_reduce(&mut self, at: Pointer, values: usize, stream: *mut c_void) -> Result<()> {
         // SAFETY: in place.
-        unsafe { result::all_reduce(at as *const _, at as *mut _, values, FLOAT, sum, self.communicator, stream) }
-            .map(|_| ())
-            .map_err(Error::cuda("ncclAllReduce"))
+        let status = unsafe { (self.functions.all_reduce)(at as *const _, at as *mut _, values, FLOAT32, SUM, self.handle, stream) };
+        self.failed |= status != 0;
+        done("ncclAllReduce", status)
+    }
+
+    /// An error where another process has gone away meanwhile, as far as NCCL sees it.
+    pub fn check(&mut self) -> Result<()> {
+        let mut status = 0;
+        // SAFETY: the communicator is ours.
+        done("ncclCommGetAsyncError", unsafe { (self.functions.async_error)(self.handle, &mut status) })?;
+        self.failed |= status != 0 && status != IN_PROGRESS;
+        if self.failed { done("an exchange by NCCL", status) } else { Ok(()) }
+    }
+
+    /// What is under way is given up, and will not be waited for.
+    pub fn abort(&mut self) {
+        self.failed = true;
     }
 }
 
 impl Drop for Communicator {
     fn drop(&mut self) {
-        // SAFETY: ours, and not used again. Abort and not destroy, which would wait for processes that are gone.
-        let _ = unsafe { result::comm_abort(self.communicator) };
+        // SAFETY: ours, and not used again. Destroying waits for what is under way, which the others may need.
+        let _ = unsafe { if self.failed { (self.functions.abort)(self.handle) } else { (self.functions.destroy)(self.handle) } };
     }
 }

@@ -13,6 +13,14 @@ pub fn present() -> bool {
     unsafe { sys::is_culib_present() }
 }
 
+/// Major and minor, where the library is present.
+pub fn version() -> Result<(i32, i32)> {
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: writes two integers.
+    unsafe { sys::nvrtcVersion(&mut major, &mut minor) }.result().map_err(Error::cuda("nvrtcVersion"))?;
+    Ok((major, minor))
+}
+
 /// Instructions for GPUs of a compute capability, as `cuModuleLoadData` takes them; from the user's cache where the
 /// same was compiled before. Needs no GPU.
 pub fn compile(source: &str, capability: (u32, u32)) -> Result<Vec<u8>> {
@@ -20,9 +28,7 @@ pub fn compile(source: &str, capability: (u32, u32)) -> Result<Vec<u8>> {
         let reason = "libnvrtc was not found: it comes with the CUDA toolkit, and with `pip install nvidia-cuda-nvrtc`";
         return Err(Error::None { reason: reason.into() });
     }
-    let (mut major, mut minor) = (0, 0);
-    // SAFETY: writes two integers.
-    unsafe { sys::nvrtcVersion(&mut major, &mut minor) }.result().map_err(Error::cuda("nvrtcVersion"))?;
+    let (major, minor) = version()?;
     let compiler = format!("nvrtc {major}.{minor}");
     let architecture = format!("--gpu-architecture=sm_{}{}", capability.0, capability.1);
     let path = cache::file(&[source, &architecture, &compiler], "cubin", |path| {

@@ -23,10 +23,16 @@ pub(crate) fn assign(vectors: &[f32], set: &[f32], dim: usize, squared: bool) ->
             }
         }
     };
-    if let Some(mut gpu) = gpu::gpu(2.0 * vectors.len() as f64 * (set.len() / dim) as f64) {
-        let mut best = gpu.best(vectors, set, dim, &halves)?;
-        distances(vectors, &mut best);
-        return Ok(best);
+    if let Some(mut gpu) = gpu::gpu(2.0 * vectors.len() as f64 * (set.len() / dim) as f64)? {
+        match gpu.best(vectors, set, dim, &halves) {
+            Ok(mut best) => {
+                distances(vectors, &mut best);
+                return Ok(best);
+            }
+            Err(e) if !gpu::is_auto() => return Err(e),
+            // It has failed, perhaps for want of memory: the CPU goes on.
+            Err(_) => {}
+        }
     }
     let of_block = |block: &[f32]| {
         let mut scratch = vec![0f32; BLOCK_ROWS * BLOCK_SET.min(set.len() / dim)];

@@ -52,7 +52,7 @@ pub(crate) fn exact_of(
     let tops: Vec<Mutex<Top>> = (0..n).map(|_| Mutex::new(Top::new(wanted.k.saturating_add(spare)))).collect();
     let within = if few { wanted.within } else { slack(wanted.within) };
     let rows: usize = column.fragments().filter(|(id, _)| fragments(*id)).map(|(_, rows)| rows).sum();
-    let mut gpu = if few { None } else { gpu::gpu(2.0 * (n * dim) as f64 * rows as f64) };
+    let mut gpu = if few { None } else { gpu::gpu(2.0 * (n * dim) as f64 * rows as f64)? };
     if let Some(gpu) = &mut gpu {
         gpu.look_for(wanted, &norms);
     }
@@ -70,9 +70,16 @@ pub(crate) fn exact_of(
             false if on_gpu => {
                 let there = |i: &usize| rows.is_none_or(|live| live.has(stretch.first as usize + i)) && stretch.vector(*i).is_some();
                 let which: Vec<usize> = (0..stretch.rows).filter(there).collect();
-                let done = lock(&gpu).as_mut().map_or(Ok(()), |gpu| gpu.near(&stretch, &which, wanted, bounds, &mut found));
-                if let Err(e) = done {
-                    lock(&failed).get_or_insert(e);
+                let done = lock(&gpu).as_mut().map(|gpu| gpu.near(&stretch, &which, wanted, bounds.clone(), &mut found));
+                match done {
+                    Some(Ok(())) => {}
+                    Some(Err(e)) if !gpu::is_auto() => drop(lock(&failed).get_or_insert(e)),
+                    // It has failed, perhaps for want of memory: the CPU goes on, and begins with what this may have left.
+                    _ => {
+                        *lock(&gpu) = None;
+                        found.iter_mut().for_each(|top| *top = Top::new(top.capacity()));
+                        as_matrix(&stretch, wanted, &norms, rows, &bounds, &mut found);
+                    }
                 }
             }
             false => as_matrix(&stretch, wanted, &norms, rows, &bounds, &mut found),

@@ -1,9 +1,9 @@
 //! Blocks of products on a GPU, where there is one and the work is large.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Condvar, Mutex, MutexGuard};
 
-use ::gpu::{Arg, Device, Kind, Launch, Matmul, Pointer};
+use ::gpu::{Arg, Device, Kind, Launch, Matmul, Pointer, bytes_of};
 use storage::Stretch;
 
 use crate::exact::Wanted;
@@ -31,27 +31,78 @@ pub(crate) struct Gpu {
 /// The GPU while somebody works with it.
 pub(crate) struct Lent(Option<Gpu>);
 
-/// Opened by the first who asks, and not there where it could not be.
-static IDLE: OnceLock<Mutex<Option<Gpu>>> = OnceLock::new();
+/// Opened by the first who asks; it is not there while somebody works with it, and after it has failed.
+static IDLE: Mutex<State> = Mutex::new(State::Closed);
+static GIVEN_BACK: Condvar = Condvar::new();
 
-/// The GPU for so many operations; none where they are too few, where there is none, and while another works with it.
-pub(crate) fn gpu(operations: f64) -> Option<Lent> {
+enum State {
+    Closed,
+    Idle(Gpu),
+    Busy,
+    None,
+}
+
+fn idle() -> MutexGuard<'static, State> {
+    IDLE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// The GPU for so many operations, when nobody else works with it; none where they are too few, or there is no GPU. One that
+/// is named and is not there is an error.
+pub(crate) fn gpu(operations: f64) -> Result<Option<Lent>> {
     let named = std::env::var(VARIABLE).unwrap_or_default();
-    let auto = named.is_empty() || named == "auto";
+    let auto = is_auto();
     if named == "cpu" || auto && operations < WORTH {
-        return None;
+        return Ok(None);
     }
-    let open = || -> ::gpu::Result<Gpu> {
-        let mut device = match named.as_str() {
-            "emulated" => Device::emulated()?,
-            named => Device::cuda(named.strip_prefix("cuda:").and_then(|n| n.parse().ok()).unwrap_or(0))?,
-        };
-        device.load(&kernel_source())?;
-        Ok(Gpu { device, memory: [(0, 0); 8] })
+    let mut state = idle();
+    while matches!(*state, State::Busy) {
+        state = GIVEN_BACK.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+    }
+    match std::mem::replace(&mut *state, State::Busy) {
+        State::Idle(gpu) => return Ok(Some(Lent(Some(gpu)))),
+        State::None if auto => {
+            *state = State::None;
+            return Ok(None);
+        }
+        _ => {}
+    }
+    // An error leaves it to be tried again, unless nobody has asked for it by name.
+    match open(&named) {
+        Ok(gpu) => Ok(Some(Lent(Some(gpu)))),
+        Err(_) if auto => {
+            *state = State::None;
+            Ok(None)
+        }
+        Err(e) => {
+            *state = State::Closed;
+            Err(failed(&e))
+        }
+    }
+}
+
+/// Whether the program chooses the device.
+pub(crate) fn is_auto() -> bool {
+    std::env::var(VARIABLE).map_or(true, |named| named.is_empty() || named == "auto")
+}
+
+fn failed(e: &::gpu::Error) -> Error {
+    Error::Gpu { reason: e.to_string() }
+}
+
+fn open(named: &str) -> ::gpu::Result<Gpu> {
+    let mut device = match named {
+        "emulated" => Device::emulated()?,
+        "" | "auto" | "cuda" => Device::cuda(0)?,
+        named => match named.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
+            Some(ordinal) => Device::cuda(ordinal)?,
+            None => {
+                let reason = format!("{VARIABLE} is '{named}', expected auto, cpu, cuda, cuda:N or emulated");
+                return Err(::gpu::Error::None { reason });
+            }
+        },
     };
-    let idle = IDLE.get_or_init(|| Mutex::new(open().ok()));
-    let gpu = idle.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
-    gpu.map(|gpu| Lent(Some(gpu)))
+    device.load(&kernel_source())?;
+    Ok(Gpu { device, memory: [(0, 0); 8] })
 }
 
 /// All kernels for searches.
@@ -75,20 +126,20 @@ impl DerefMut for Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        if let Some(idle) = IDLE.get() {
-            *idle.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = self.0.take();
-        }
+        // One that has failed is closed.
+        let gpu = self.0.take().filter(|gpu| gpu.device.check().is_ok());
+        *idle() = gpu.map_or(State::Closed, State::Idle);
+        GIVEN_BACK.notify_one();
     }
-}
-
-fn bytes_of(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
 
 impl Gpu {
     /// Memory number `which`, of at least so many bytes.
     fn memory(&mut self, which: usize, bytes: usize) -> Pointer {
         if self.memory[which].1 < bytes {
+            if self.memory[which].1 > 0 {
+                self.device.free(self.memory[which].0);
+            }
             self.memory[which] = (self.device.alloc(bytes + bytes / 4), bytes + bytes / 4);
         }
         self.memory[which].0
@@ -119,14 +170,14 @@ impl Gpu {
         });
     }
 
-    fn check(&mut self) -> Result<()> {
-        self.device.check().map_err(|e| Error::Gpu { reason: e.to_string() })
+    fn check(&self) -> Result<()> {
+        self.device.check().map_err(|e| failed(&e))
     }
 
     /// Uploads what `near` looks for.
     pub fn look_for(&mut self, wanted: Wanted, norms: &[f32]) {
-        self.upload(0, &bytes_of(wanted.queries));
-        self.upload(1, &bytes_of(norms));
+        self.upload(0, bytes_of(wanted.queries));
+        self.upload(1, bytes_of(norms));
     }
 
     /// As `exact.rs` does with a stretch's rows `which` on a core: those that are near go into `found`.
@@ -145,7 +196,8 @@ impl Gpu {
         let mut next = 0;
         while next < which.len() {
             let rows = &which[next..which.len().min(next + at_once)];
-            let stored: Vec<u8> = rows.iter().filter_map(|&i| stretch.vector(i)).flatten().copied().collect();
+            let mut stored = Vec::with_capacity(rows.len() * dim * if stretch.half { 2 } else { 4 });
+            rows.iter().filter_map(|&i| stretch.vector(i)).for_each(|vector| stored.extend_from_slice(vector));
             let (m, stored) = (rows.len(), self.upload(2, &stored));
             let (widened, squares) = (self.memory(3, 4 * m * dim), self.memory(4, 4 * m));
             let unit = i32::from(wanted.distance == Distance::Cosine);
@@ -155,7 +207,7 @@ impl Gpu {
             self.device.launch("widen", Launch::new(m.div_ceil(8), 256), &args);
             let products = self.memory(5, 4 * n * m);
             self.products(products, queries, widened, [n, m, dim]);
-            let limits = self.upload(6, &bytes_of(&bounds));
+            let limits = self.upload(6, bytes_of(&bounds));
             // The count, then what is found.
             let list = self.memory(7, 16 + 12 * room);
             self.device.zero(list, 16);
@@ -192,20 +244,20 @@ impl Gpu {
     /// As `assign`: the place of the largest product less `minus` for each of `vectors[n, dim]`, and that.
     pub fn best(&mut self, vectors: &[f32], set: &[f32], dim: usize, minus: &[f32]) -> Result<Vec<(u32, f32)>> {
         let n = vectors.len() / dim;
-        let vectors = self.upload(0, &bytes_of(vectors));
+        let vectors = self.upload(0, bytes_of(vectors));
         let (places, scores) = (self.memory(1, 4 * n), self.memory(2, 4 * n));
         for (i, part) in set.chunks(SET * dim).enumerate() {
             let (start, m) = (i * SET, part.len() / dim);
-            let part = self.upload(3, &bytes_of(part));
+            let part = self.upload(3, bytes_of(part));
             let minus = match minus.is_empty() {
                 true => 0,
-                false => self.upload(4, &bytes_of(&minus[start..start + m])),
+                false => self.upload(4, bytes_of(&minus[start..start + m])),
             };
             let products = self.memory(5, 4 * n * m);
             self.products(products, vectors, part, [n, m, dim]);
             let pointers = [places, scores, products, minus].map(Arg::Pointer);
             let numbers = [m as i32, start as i32, i32::from(i == 0)].map(Arg::Int);
-            self.device.launch("best_of_rows", Launch::new(n, 256), &[&pointers[..], &numbers].concat());
+            self.device.launch("best_of_rows", Launch::new(n, m.next_multiple_of(32).min(256) as u32), &[&pointers[..], &numbers].concat());
         }
         let (mut at, mut best) = (vec![0; 4 * n], vec![0; 4 * n]);
         self.device.read(places, &mut at);

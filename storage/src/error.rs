@@ -68,8 +68,8 @@ pub enum Error {
     NoWeight,
     #[error("the subset is empty")]
     SubsetEmpty,
-    #[error("the pool has no images shrunk to {side}")]
-    NotShrunk { side: usize },
+    #[error("{} shrunk to {side} yet", images.map_or("the pool has no images".to_string(), |images| format!("{images} images are not")))]
+    NotShrunk { side: usize, images: Option<u64> },
     #[error("column '{column}' is already in the pool")]
     ColumnExists { column: String },
     #[error("column '{column}' is not computed, and holds what nothing here could bring back")]
@@ -129,7 +129,7 @@ impl Error {
             Error::ColumnMissing { .. } => "rename the column, or check that this is a CommonPool metadata file".into(),
             Error::SubsetFormat { .. } => "make one with: tarn filter POOL NAME -o subset.npy".into(),
             Error::NothingToDraw { .. } => "ingest the shards that hold these samples: tarn ingest POOL shards/".into(),
-            Error::NotShrunk { side } => format!("make them: tarn shrink POOL --side {side}"),
+            Error::NotShrunk { side, .. } => format!("make them: tarn shrink POOL --side {side}"),
             Error::SubsetEmpty => "loosen the filter, and look at it first: tarn sql POOL -c \"SELECT count(*) FROM (...)\"".into(),
             Error::ColumnRead { readers, .. } => {
                 let first = readers.split(", ").next().unwrap_or(readers);

@@ -10,7 +10,7 @@ use lance::Dataset;
 use lance::dataset::ProjectionRequest;
 use rayon::prelude::*;
 
-use crate::image_columns::OfImages;
+use crate::image_columns::{OfImages, without};
 use crate::{Error, OnProgress, Pool, Result, Subset, Table, Uid, images};
 
 /// Samples of a pool by position: where each one's caption and image lie, resolved once.
@@ -143,8 +143,12 @@ impl Samples {
         async move {
             let column = shrunk_column(side);
             let Some(images) = self.images.as_ref().filter(|images| images.schema().field(&column).is_some()) else {
-                return Err(Error::NotShrunk { side });
+                return Err(Error::NotShrunk { side, images: None });
             };
+            let left: u64 = without(images, &column).iter().map(|fragment| fragment.1).sum();
+            if left > 0 {
+                return Err(Error::NotShrunk { side, images: Some(left) });
+            }
             let wrap = |e| Error::lance(images.uri())(e);
             let any = images.count_rows(Some(format!("{column} IS NOT NULL"))).await.map_err(wrap)? > 0;
             self.shrunk = Some(column);

@@ -19,6 +19,7 @@ pub const TESTS: &[GpuTest] = &[
     ("emulated_kernels_are_the_cpus_in_float32", |_| check(emulated(), Precision::Fp32), compiler),
     ("emulated_kernels_are_the_cpus_in_bfloat16", |_| check(emulated(), Precision::Bf16), compiler),
     ("cuda_is_called_as_it_asks", called_as_it_asks, compiler),
+    ("processes_on_emulated_gpus_train_as_one", crate::group::devices, compiler),
     ("searches_on_an_emulated_gpu_are_the_cpus", |_| searches("emulated"), compiler),
     ("on_a_gpu_searches_are_the_cpus", |_| searches("cuda:0"), gpu),
     ("an_emulated_gpu_trains_as_the_cpu", |_| train_as_the_cpu(Device::Emulated, 6), compiler),

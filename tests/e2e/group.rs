@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use crate::{Sandbox, Test, source};
 
-pub const TESTS: &[Test] = &[("two_processes_train_as_one", as_one), ("a_lost_process_ends_the_others", lost)];
+pub const TESTS: &[Test] =
+    &[("two_processes_train_as_one", as_one), ("a_lost_process_ends_the_others", lost), ("processes_meet_on_gpus_or_are_refused", devices)];
 
 const STEPS: &str = "40";
 
@@ -124,5 +125,31 @@ fn lost(t: &Sandbox) {
     {
         let (code, said) = end(start(t, rank, world, port, &args("x", &[])));
         assert!(code == Some(1) && said.contains(words), "{said}");
+    }
+}
+
+/// Two that compute on emulated GPUs train as one on the CPU; two that compute in different ways do not.
+pub fn devices(t: &Sandbox) {
+    pool(t);
+    let config = r#"{"embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "head_width": 64, "patch_size": 16},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}}"#;
+    t.write("small.json", config);
+    let more = |device: &'static str| ["--model", "small.json", "--max-steps", "3", "--precision", "fp32", "--device", device];
+    t.ok(&args("one", &more("cpu")));
+    let port = free_port();
+    let second = start(t, 1, 2, port, &args("two", &more("emulated")));
+    let first = start(t, 0, 2, port, &args("two", &more("emulated")));
+    for (code, said) in [end(first), end(second)] {
+        assert_eq!(code, Some(0), "{said}");
+    }
+    for (one, two) in metrics(t, "one").iter().zip(&metrics(t, "two")) {
+        let difference = (one["loss"].as_f64().unwrap() - two["loss"].as_f64().unwrap()).abs();
+        assert!(difference < 1e-4, "step {}: {difference}", one["step"]);
+    }
+    let second = start(t, 1, 2, port, &args("mixed", &more("emulated")));
+    let first = start(t, 0, 2, port, &args("mixed", &more("cpu")));
+    for (code, said) in [end(first), end(second)] {
+        assert!(code == Some(1) && said.contains("give all the same --device"), "{said}");
     }
 }

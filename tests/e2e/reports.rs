@@ -23,7 +23,7 @@ fn forge(t: &Sandbox, name: &str, seed: u64, subset: &str, model: Option<&str>, 
         let values = Parameters::new(&model_cfg).draw(3);
         let checkpoint = Checkpoint { config: OpenClipConfig { model_cfg, preprocess_cfg: PreprocessConfig::default() }, values };
         checkpoint.write(&t.path(name)).unwrap();
-        digest = Encoder::open(&t.path(name), Device::Cpu).unwrap().digest().iter().map(|byte| format!("{byte:02x}")).collect();
+        digest = Encoder::open(&t.path(name), Device::Cpu).unwrap().digest().unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
     }
     std::fs::create_dir_all(t.path(name)).unwrap();
     let receipt = json!({

@@ -171,7 +171,7 @@ fn unreadable(t: &Sandbox) {
 
 fn shrunk(t: &Sandbox) {
     pool(t);
-    t.fails(1, &train("early", &["--shrunk", "40"]), &["no images shrunk to 40", "tarn shrink POOL --side 40"]);
+    t.fails(1, &train("early", &["--shrunk", "40"]), &["no images shrunk to 40 yet", "tarn shrink POOL --side 40"]);
     // Pictures are 80x60: from here on none is larger, and nothing differs.
     for side in ["40", "60"] {
         let looked = |n: usize| {
@@ -190,9 +190,10 @@ fn shrunk(t: &Sandbox) {
     let other = t.tarn(&train("other", &["--max-steps", "3", "--shrunk", "40"]));
     assert!(other.stderr.contains("(off recipe: batch size, samples seen, images, steps)"), "{}", other.stderr);
     assert_ne!(weights(t, "plain"), weights(t, "other"));
-    // What comes later is looked at alone, and until then comes as it is.
+    // What comes later is looked at alone.
     source::shard(&t.path("s/1.tar"), 48..60);
     t.ok(&["ingest", "pool", "s"]);
+    t.fails(1, &train("late", &["--shrunk", "40"]), &["12 images are not shrunk to 40 yet", "tarn shrink POOL --side 40"]);
     assert!(t.tarn(&["shrink", "pool", "--side", "40"]).stderr.contains("12 images looked at"));
 }
 

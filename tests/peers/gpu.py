@@ -75,7 +75,7 @@ def rounds(command):
 
 def main():
     tarn, example, *models = sys.argv[1:]
-    subprocess.run([tarn, "doctor", "--gpu"])
+    right = subprocess.run([tarn, "doctor", "--gpu"]).returncode == 0
     for model in models or ["ViT-B-32", "ViT-B-16", "ViT-L-14"]:
         sides = {
             "tarn": [example, "step", model, str(BATCH), "6", "cuda"],
@@ -89,7 +89,10 @@ def main():
                 rates[side].append(rounds(command))
         medians = {side: statistics.median(r) for side, r in rates.items() if None not in r}
         for side, rate in medians.items():
-            print(f"{model:10} {side:20} {rate:9.0f} samples/s  {medians['tarn'] / rate:5.2f}")
+            ratio = f"{medians['tarn'] / rate:5.2f}" if "tarn" in medians else ""
+            print(f"{model:10} {side:20} {rate:9.0f} samples/s  {ratio}")
+        right &= "tarn" in medians
+    sys.exit(0 if right else 1)
 
 
 if __name__ == "__main__":

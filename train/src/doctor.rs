@@ -34,7 +34,11 @@ const AT_LEAST: Duration = Duration::from_secs(3);
 /// Measures on the samples and the model of a plan. Call it inside a tokio runtime; it blocks.
 pub fn doctor(samples: &Samples, plan: &Plan) -> Result<Ceilings> {
     let runtime = tokio::runtime::Handle::current();
-    let batch_size = plan.capacity()?.samples.max(64);
+    // A GPU's step is not the same where it has less to do.
+    let batch_size = match plan.device {
+        Device::Cuda(..) => plan.recipe.batch_size,
+        _ => plan.capacity()?.samples.max(64),
+    };
     // Of a part of a step: the draws of the run's own order.
     let order = |steps| Order { seed: plan.seed, batch_size, shuffle: plan.shuffle, steps, part: 0, parts: 1 };
     let prepare = loader::Prepare::new(&plan.model, Arc::new(Tokenizer::default()));

@@ -56,7 +56,7 @@ pub fn embed(
     runtime.block_on(pool.check_new_columns(&schema, replace))?;
     let (sender, receiver) = std::sync::mpsc::sync_channel(2);
     let total = samples.len();
-    let parts = Parts::open(kept, &digest(&samples, &encoder))?;
+    let parts = Parts::open(kept, &digest(&samples, &encoder)?)?;
     let mut work = Work { samples, encoder, schema: schema.clone(), done: Embedded::default() };
     let done = std::thread::scope(|scope| {
         let handle = runtime.clone();
@@ -94,14 +94,14 @@ pub fn embed(
 }
 
 /// Of the model, and of all samples with whether they have an image.
-fn digest(samples: &Samples, encoder: &Encoder) -> String {
+fn digest(samples: &Samples, encoder: &Encoder) -> Result<String> {
     let mut digest = Sha256::new();
-    digest.update(encoder.digest());
+    digest.update(encoder.digest()?);
     for i in 0..samples.len() {
         digest.update(samples.uid(i).0);
         digest.update([u8::from(samples.has_image(i))]);
     }
-    hex(&digest.finalize())
+    Ok(hex(&digest.finalize()))
 }
 
 struct Work {

@@ -74,7 +74,7 @@ pub fn encode(
     let dim = encoder.config().embed_dim;
     let mut folder = out.as_os_str().to_owned();
     folder.push(".parts");
-    let parts = Parts::open(Path::new(&folder), &digest(encoder, files, normalize))?;
+    let parts = Parts::open(Path::new(&folder), &digest(encoder, files, normalize)?)?;
     let total = (files.images.len() + files.texts.len()) as u64;
     let (mut number, mut done) = (0, 0);
     let mut next = |n: usize, features: &mut dyn FnMut() -> Result<Vec<f32>>| -> Result<Vec<f32>> {
@@ -139,9 +139,9 @@ fn scaled(mut features: Vec<f32>, dim: usize, normalize: bool) -> Vec<f32> {
     features
 }
 
-fn digest(encoder: &Encoder, files: &Files, normalize: bool) -> String {
+fn digest(encoder: &Encoder, files: &Files, normalize: bool) -> Result<String> {
     let mut digest = Sha256::new();
-    digest.update(encoder.digest());
+    digest.update(encoder.digest()?);
     digest.update([u8::from(normalize)]);
     for path in &files.images {
         let about = path.metadata().ok();
@@ -149,7 +149,7 @@ fn digest(encoder: &Encoder, files: &Files, normalize: bool) -> String {
         digest.update(format!("{}\0{:?}\0{changed:?}\0", path.display(), about.map(|about| about.len())));
     }
     files.texts.iter().for_each(|text| digest.update(format!("{text}\n")));
-    hex(&digest.finalize())
+    Ok(hex(&digest.finalize()))
 }
 
 fn write_npz(file: &mut BufWriter<File>, files: &Files, dim: usize, images: &[f32], texts: &[f32]) -> std::io::Result<()> {

@@ -44,14 +44,15 @@ impl Encoder {
     }
 
     /// Of the configuration and all weights: what a feature depends on.
-    pub fn digest(&self) -> [u8; 32] {
+    pub fn digest(&self) -> Result<[u8; 32]> {
         let mut digest = Sha256::new();
         digest.update(serde_json::to_vec(self.config()).expect("a configuration is plain data"));
         digest.update(serde_json::to_vec(&self.preprocess).expect("a configuration is plain data"));
         for parameter in &self.model.parameters.all {
             digest.update(f32_bytes(&self.model.backend.read(part(self.model.values, &parameter.range))));
         }
-        digest.finalize().into()
+        self.model.backend.check()?;
+        Ok(digest.finalize().into())
     }
 
     pub fn config(&self) -> &ModelConfig {

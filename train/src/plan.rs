@@ -83,6 +83,7 @@ impl Plan {
         }
         let of = |samples: usize| Capacity::of(&self.model, samples, TOKENS_PER_CAPTION, 1);
         let bytes = |capacity: Capacity| self.device.value_bytes() * capacity.values(&self.model);
+        let shared = |capacity: Capacity| self.device.value_bytes() * capacity.workspace(&self.model);
         // Values, gradients and two moments, and values rounded; features; logits of a block; and the pixels, of the batch
         // twice where they are in the same memory, otherwise of two micro-batches.
         let image = 3 * self.model.vision_cfg.image_size.pow(2);
@@ -99,10 +100,10 @@ impl Plan {
             Some(micro_batch) => micro_batch,
             None => {
                 let mut samples = batch_size.min(self.device.largest_micro_batch());
-                while samples > 1 && bytes(of(samples)) > room {
+                while samples > 1 && bytes(of(samples)) + shared(of(samples)) > room {
                     samples = samples.div_ceil(2);
                 }
-                let least = fixed + bytes(of(samples));
+                let least = fixed + bytes(of(samples)) + shared(of(samples));
                 if least > self.memory {
                     return Err(Error::Memory { least, got: self.memory });
                 }
@@ -111,6 +112,7 @@ impl Plan {
         };
         // One more than the samples ask for, where captions are long.
         let micro_batches = batch_size.div_ceil(samples) + 1;
+        let room = room.saturating_sub(shared(of(samples)));
         let kept = (room / bytes(of(samples)).max(1)).clamp(1, micro_batches);
         Ok(Capacity { kept, ..of(samples) })
     }

@@ -39,6 +39,9 @@ pub struct Run {
     /// What it was computed on.
     #[serde(default)]
     pub device: String,
+    /// Images were read shrunk to this shorter side.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shrunk: Option<usize>,
     pub steps: u64,
     pub samples_seen: u64,
     /// Entries of the subset that were drawn from, and those that could not be.
@@ -127,7 +130,10 @@ pub fn train(data: Data, plan: &Plan, group: Group, out: &Path, stop: &AtomicBoo
         Err(diverged @ Error::Diverged { .. }) => Err(diverged),
         // Steps that are done are not lost with the one that failed.
         Err(e) => {
-            training.save()?;
+            // Of a device that has failed nothing can be read, and nothing is written over.
+            if training.trainer.model.backend.check().is_ok() {
+                training.save()?;
+            }
             let (step, steps) = (training.state.step, plan.steps());
             // While other processes were waited for.
             Err(if matches!(e, Error::Stopped { .. }) { Error::Interrupted { step, steps } } else { e })
@@ -180,8 +186,9 @@ impl<'a> Training<'a> {
         }
         match Training::lead(samples, receipt, plan, out, on_event) {
             Ok((mut training, moments)) => {
-                training.trainer.join(group)?;
+                training.trainer.group = group;
                 training.invite(moments)?;
+                training.trainer.meet()?;
                 Ok(training)
             }
             Err(e) => {
@@ -327,6 +334,7 @@ impl<'a> Training<'a> {
         let writes = self.files.is_some();
         if writes {
             write_model(out, &config(plan), |range| self.trainer.values(range))?;
+            self.trainer.model.backend.check()?;
         }
         if plan.track_samples && writes {
             storage::write_seen(&out.join(SAMPLES_FILE), &self.samples, &self.seen.counts, &self.seen.last_loss)?;
@@ -340,6 +348,7 @@ impl<'a> Training<'a> {
             seed: plan.seed,
             shuffle: plan.shuffle,
             device: self.trainer.model.backend.name(),
+            shrunk: plan.shrunk,
             steps,
             samples_seen,
             samples: self.samples.len() as u64,

@@ -86,6 +86,8 @@ pub fn save(run: &Path, state: &State, config: &OpenClipConfig, trainer: &Traine
     })?;
     let text = serde_json::to_vec_pretty(state).expect("a state is plain data");
     write_whole(&part.join(STATE_FILE), |file| std::io::Write::write_all(file, &text))?;
+    // What was read of a device that has failed since is nothing to go on from.
+    trainer.model.backend.check()?;
     let _ = std::fs::remove_dir_all(&folder);
     sync_folder(&part)?;
     std::fs::rename(&part, &folder).map_err(Error::io(&folder))?;

@@ -2,12 +2,15 @@
 
 use std::ops::Range;
 
-use crate::Result;
 use crate::backend::{AdamW, AdamWState, Backend, LossGrads, Pixels, Span};
 use crate::group::Group;
 use crate::model::{Model, Tokens};
 use crate::parameters::part;
 use crate::recipe::Recipe;
+use crate::{Error, Result};
+
+/// What a process says to the others where its backend has failed.
+const FAILED: u8 = 2;
 
 /// A model with its optimizer's state and the features of a whole batch.
 pub struct Trainer {
@@ -71,11 +74,42 @@ impl Trainer {
         Ok(Trainer { model, recipe, step: 0, grads, m, v, images, texts, losses, uncounted, group: Group::alone(), joined: false })
     }
 
-    /// Shares each batch with the other processes of a group, all of which call it.
-    pub fn join(&mut self, mut group: Group) -> Result<()> {
-        self.joined = group.world() > 1 && self.model.backend.meet(&mut group)?;
-        self.group = group;
+    /// Looks whether all processes of the group compute alike, and lets their backends meet, where all have a place for it.
+    /// All processes call it at once.
+    pub fn meet(&mut self) -> Result<()> {
+        let (rank, world) = (self.group.rank(), self.group.world());
+        if world == 1 {
+            return Ok(());
+        }
+        let kind = self.model.backend.kind();
+        let kinds = self.group.gather(kind.as_bytes())?;
+        if let Some(other) = kinds.iter().position(|other| other != kind.as_bytes()) {
+            let theirs = String::from_utf8_lossy(&kinds[other]);
+            let reason =
+                format!("this process computes on {kind}, process {other} on {theirs}: give all the same --device and --precision");
+            return Err(Error::Group { rank, reason });
+        }
+        let points = self.group.gather(&self.model.backend.meeting_point()?.unwrap_or_default())?;
+        if points.iter().all(|point| !point.is_empty()) {
+            self.model.backend.meet(&points[0], rank, world)?;
+            self.joined = true;
+        }
         Ok(())
+    }
+
+    /// Whether all processes go on: none is to stop, and none has failed.
+    fn all_go_on(&mut self, goes_on: bool) -> Result<bool> {
+        let own = self.model.backend.check();
+        if self.group.world() == 1 {
+            return own.map(|()| goes_on);
+        }
+        let status = if own.is_err() { FAILED } else { u8::from(goes_on) };
+        let all = self.group.gather(&[status])?;
+        own?;
+        match all.iter().position(|status| status == &[FAILED]) {
+            Some(other) => Err(Error::Group { rank: self.group.rank(), reason: format!("process {other} failed") }),
+            None => Ok(all.iter().all(|status| status == &[1])),
+        }
     }
 
     /// One AdamW step on a batch of which this process has `captions.len()` samples, as many as each of the group;
@@ -86,8 +120,8 @@ impl Trainer {
     /// The loss sees the whole batch whatever the micro-batch: all features first, then each micro-batch backward with
     /// its rows of the loss's gradient. The last micro-batches' activations are still there, as many as the model
     /// keeps; the others are computed again. (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size".)
-    /// Processes gather their features before the loss, which each computes whole, and sum their gradients: an error
-    /// only where one of them goes away.
+    /// Processes gather their features before the loss, which each computes whole, and sum their gradients. They stop
+    /// together, before one of these exchanges; an error only where one of them fails or goes away.
     pub fn step<'a>(
         &mut self,
         captions: &[Vec<u32>],
@@ -103,11 +137,16 @@ impl Trainer {
         let tokens = |range: &Range<usize>| Tokens::new(&captions[range.clone()], &self.model.config.text_cfg);
         let tokens: Vec<Tokens> = micro_batches.iter().map(tokens).collect();
 
+        let mut going = true;
         for (i, range) in micro_batches.iter().enumerate() {
             self.forward(i.saturating_sub(not_kept), range, of_batch(range), &pixels, &tokens[i]);
             if !goes_on(range.end as f64 / (3 * mine) as f64) {
-                return Ok(None);
+                going = false;
+                break;
             }
+        }
+        if !self.all_go_on(going)? {
+            return Ok(None);
         }
         if world > 1 {
             self.gather(self.images.raw, of_batch(&(0..mine)))?;
@@ -125,13 +164,18 @@ impl Trainer {
             self.model.encode_images_backward(slot, self.grads, d_images);
             self.model.encode_texts_backward(slot, self.grads, d_texts, &tokens[i]);
             if !goes_on(1.0 - range.start as f64 / (1.5 * mine as f64)) {
-                return Ok(None);
+                going = false;
+                break;
             }
+        }
+        if !self.all_go_on(going)? {
+            return Ok(None);
         }
         if self.joined {
             self.model.backend.all_reduce(self.grads);
         } else if world > 1 {
             let mut grads = self.model.backend.read(self.grads);
+            self.model.backend.check()?;
             self.group.sum(&mut grads)?;
             self.model.backend.write(self.grads, &grads);
         }
@@ -165,6 +209,7 @@ impl Trainer {
             return Ok(());
         }
         let own = self.model.backend.read(self.rows(features, &mine));
+        self.model.backend.check()?;
         let all = self.group.gather_values(&own)?;
         self.model.backend.write(features.first(all.len()), &all);
         Ok(())

@@ -96,12 +96,12 @@ fn reasons(run: &RunResults, of: &Run, samples: &Path) -> Vec<String> {
         let (seen, all) = (result.samples, result.samples + result.lacking());
         reasons.push(format!("{} was evaluated on {seen} of {all} samples, {} unreadable", result.dataset, result.unreadable));
     }
-    match Encoder::open(&run.folder, Device::Cpu) {
-        Ok(encoder) => {
+    let opened = Encoder::open(&run.folder, Device::Cpu).and_then(|encoder| Ok((hex(&encoder.digest()?), encoder)));
+    match opened {
+        Ok((digest, encoder)) => {
             if ModelConfig::named(&of.recipe.model).as_ref() != Some(encoder.config()) {
                 reasons.push(format!("its weights are not of the model {}", of.recipe.model));
             }
-            let digest = hex(&encoder.digest());
             if run.results.iter().any(|result| result.listed() && result.checkpoint != digest) {
                 reasons.push("results are of other weights than the run's".into());
             }

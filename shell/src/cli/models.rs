@@ -81,9 +81,10 @@ pub(crate) struct Compute {
     /// (slow, for those who write kernels)
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// What a GPU computes matrix products and keeps activations in; sums, parameters and optimizer are float32 in both
-    #[arg(long, value_enum, default_value = "bf16")]
-    pub precision: Precision,
+    /// What a GPU computes matrix products and keeps activations in, by default bf16; sums, parameters and optimizer are
+    /// float32 in both. A CPU computes in fp32
+    #[arg(long, value_enum)]
+    pub precision: Option<Precision>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -7,7 +7,7 @@ use storage::{Pool, Samples};
 use tokio::runtime::Runtime;
 use train::backend::Check;
 use train::selftest::{self, Pairs, Throughput};
-use train::{Device, Precision, Tokenizer};
+use train::{Device, ModelConfig, Precision, Tokenizer};
 
 use super::block_on;
 use crate::cli;
@@ -23,6 +23,20 @@ const FLOAT32: f32 = 1e-3;
 const BFLOAT16: f32 = 3e-2;
 
 pub(crate) fn run(args: cli::Doctor, runtime: &Runtime) -> Result<()> {
+    if let Some(model) = args.models.iter().find(|model| ModelConfig::named(model).is_none()) {
+        let message = format!("no model is named '{model}'");
+        return Err(Error::Usage { message, hint: "ViT-B-32, ViT-B-16, ViT-L-14, these with -quickgelu, or tiny" });
+    }
+    if args.batch_size == 0 || args.steps == 0 {
+        return Err(Error::Usage {
+            message: "--batch-size and --steps must be at least 1".into(),
+            hint: "for instance: --batch-size 4096",
+        });
+    }
+    let pool = match &args.pool {
+        Some(pool) => Some(block_on(runtime, Pool::open(pool))?),
+        None => None,
+    };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     crate::note!("CPU  {cores} threads");
     let chosen = match args.device.as_str() {
@@ -61,7 +75,7 @@ pub(crate) fn run(args: cli::Doctor, runtime: &Runtime) -> Result<()> {
         wrong.extend(show_operations(what, &selftest::operations(device)?)?);
     }
     let emulated = matches!(device, Device::Emulated(_));
-    wrong.extend(train_side_by_side(&args, device, float32, if emulated { 5 } else { STEPS }, runtime)?);
+    wrong.extend(train_side_by_side(pool.as_ref(), device, float32, if emulated { 5 } else { STEPS }, runtime)?);
     if !emulated {
         show_rates(device, float32)?;
         let peak = selftest::product_rate(device, [8192; 3])?;
@@ -96,9 +110,9 @@ fn show_operations(what: &str, checks: &[Check]) -> Result<Vec<String>> {
 }
 
 /// The same training on the CPU and on the GPU, of a small model on the pool's first images or made-up ones.
-fn train_side_by_side(args: &cli::Doctor, bfloat16: Device, float32: Device, steps: usize, runtime: &Runtime) -> Result<Vec<String>> {
+fn train_side_by_side(pool: Option<&Pool>, bfloat16: Device, float32: Device, steps: usize, runtime: &Runtime) -> Result<Vec<String>> {
     let model = selftest::small_model(SIZE);
-    let pairs = match &args.pool {
+    let pairs = match pool {
         Some(pool) => block_on(runtime, of_pool(pool))?,
         None => Pairs::made_up(4 * BATCH, SIZE),
     };
@@ -125,9 +139,8 @@ fn train_side_by_side(args: &cli::Doctor, bfloat16: Device, float32: Device, ste
     Ok(wrong)
 }
 
-async fn of_pool(pool: &str) -> Result<Pairs> {
-    let pool = Pool::open(pool).await?;
-    let samples = Samples::of_pool(&pool).await?;
+async fn of_pool(pool: &Pool) -> Result<Pairs> {
+    let samples = Samples::of_pool(pool).await?;
     let which: Vec<usize> = (0..samples.len()).filter(|&i| samples.has_image(i)).take(4 * BATCH).collect();
     let tokenizer = Tokenizer::default();
     let mut pairs = Pairs { pixels: Vec::new(), captions: Vec::new() };

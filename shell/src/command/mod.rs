@@ -103,10 +103,14 @@ pub(crate) fn open_encoder(path: &Path, device: Device) -> Result<Encoder> {
 /// Where to compute, and why not on a GPU where none was asked for by name.
 pub(crate) fn device(args: &cli::Compute) -> Result<Device> {
     let precision = match args.precision {
-        cli::Precision::Bf16 => Precision::Bf16,
-        cli::Precision::Fp32 => Precision::Fp32,
+        Some(cli::Precision::Fp32) => Precision::Fp32,
+        Some(cli::Precision::Bf16) | None => Precision::Bf16,
     };
     let (device, why) = Device::choose(&args.device, precision)?;
+    if device == Device::Cpu && matches!(args.precision, Some(cli::Precision::Bf16)) {
+        let message = "the CPU computes in float32, and --precision bf16 was given".to_string();
+        return Err(Error::Usage { message, hint: "leave it away, or give --precision fp32" });
+    }
     if let Some(why) = why {
         crate::note!("on the CPU: {why}");
     }

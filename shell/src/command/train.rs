@@ -63,7 +63,7 @@ pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
             missing.no_image
         );
     }
-    let peak = plan.peak_flops()?;
+    let peak = if others.is_none() { plan.peak_flops()? } else { 0.0 };
     if others.is_none() {
         print_plan(&plan, receipt, samples.len(), capacity, peak);
     }

@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use storage::Pool;
 use tokio::runtime::Runtime;
@@ -43,11 +44,17 @@ pub(crate) fn shrink(args: cli::Shrink, runtime: &Runtime) -> Result<()> {
     let pool = block_on(runtime, Pool::open(&args.pool))?;
     let side = args.side as usize;
     let meter = Meter::new("shrink");
-    let shrunk =
-        block_on(runtime, pool.shrink_images(side, move |image| train::image::shrink(image, side), &|progress| meter.show(progress)));
+    let smaller = Arc::new(AtomicU64::new(0));
+    let counted = smaller.clone();
+    let shrink = move |image: &[u8]| {
+        let shrunk = train::image::shrink(image, side);
+        counted.fetch_add(u64::from(shrunk.is_some()), Ordering::Relaxed);
+        shrunk
+    };
+    let looked = block_on(runtime, pool.shrink_images(side, shrink, &|progress| meter.show(progress)));
     meter.finish();
-    let images = shrunk?;
-    crate::note!("{images} images looked at: train with --shrunk {side}");
+    let (images, smaller) = (looked?, smaller.load(Ordering::Relaxed));
+    crate::note!("{images} images looked at, {smaller} of them larger: train with --shrunk {side}");
     Ok(())
 }
 

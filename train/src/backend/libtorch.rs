@@ -153,6 +153,10 @@ impl Backend for Libtorch {
         format!("libtorch on {:?}, {:?}", self.device, self.kind)
     }
 
+    fn kind(&self) -> &'static str {
+        "libtorch"
+    }
+
     fn alloc(&mut self, len: usize) -> Span {
         self.buffer(len, Kind::Float)
     }

@@ -15,7 +15,6 @@ pub use cuda::{Cuda, Precision, kernel_source, refuses};
 pub use libtorch::Libtorch;
 
 use crate::Result;
-use crate::group::Group;
 
 /// A range of values in a backend's memory: a device pointer with its length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,17 +122,23 @@ pub trait Backend: Send {
     fn write(&mut self, to: Span, values: &[f32]);
     fn read(&self, from: Span) -> Vec<f32>;
     fn zero(&mut self, span: Span);
-    /// The first error since the last call; what was computed after it means nothing.
-    fn check(&mut self) -> Result<()> {
+    /// The first error: what was computed and read after it means nothing.
+    fn check(&self) -> Result<()> {
         Ok(())
     }
+    /// The same for all backends that compute the same in the same way.
+    fn kind(&self) -> &'static str;
     /// The GPU, where it is one, for what no model does.
     fn gpu(&mut self) -> Option<&mut gpu::Device> {
         None
     }
-    /// Opens a way to the other processes' backends that is faster than through `group`, if all of them have one.
-    fn meet(&mut self, _group: &mut Group) -> Result<bool> {
-        Ok(false)
+    /// Where backends of several processes can meet, to exchange by a way of their own; none where they have none.
+    fn meeting_point(&mut self) -> Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+    /// With the first process's meeting point; all processes call it at once.
+    fn meet(&mut self, _at: &[u8], _rank: usize, _world: usize) -> Result<()> {
+        Ok(())
     }
     /// After `meet` alone. Each process has its own part of `span`, by its rank, and gets the others'.
     fn all_gather(&mut self, _span: Span, _world: usize) {

@@ -85,6 +85,11 @@ impl Capacity {
         towers + self.samples * vision::embedding_values(config) + self.tokens * config.text_cfg.width
     }
 
+    /// Values that all micro-batches share: gradients of activations.
+    pub fn workspace(&self, config: &ModelConfig) -> usize {
+        Workspace::values([vision::capacity(config, self.samples), text::capacity(config, self.samples, self.tokens)])
+    }
+
     /// Room for `samples` whose captions have `per_caption` tokens on average.
     pub fn of(config: &ModelConfig, samples: usize, per_caption: usize, kept: usize) -> Capacity {
         let context = config.text_cfg.context_length;

@@ -157,6 +157,12 @@ impl Tower {
 }
 
 impl Workspace {
+    /// How many values `new` takes for towers of these capacities: seven streams, and the hidden layer.
+    pub fn values(towers: [Capacity; 2]) -> usize {
+        let largest = |values: fn(&Capacity) -> usize| towers.iter().map(values).max().unwrap_or(0);
+        7 * largest(|c| c.rows * c.width) + largest(|c| c.rows * c.hidden) + 2 * largest(|c| c.batch * c.width)
+    }
+
     /// For towers of these capacities.
     pub fn new(b: &mut dyn Backend, towers: [Capacity; 2]) -> Workspace {
         let largest = |values: fn(&Capacity) -> usize| towers.iter().map(values).max().unwrap_or(0);

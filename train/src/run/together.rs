@@ -81,7 +81,8 @@ impl<'a> Training<'a> {
         if let Some([m, v]) = &moments {
             trainer.resume(state.step, [m, v]);
         }
-        trainer.join(group)?;
+        trainer.group = group;
+        trainer.meet()?;
         let (saved, seconds_before) = (state.step, state.seconds);
         let (seen, first, start) = (Seen::default(), Vec::new(), Instant::now());
         Ok(Training { plan, out, files: None, samples, trainer, state, saved, seen, first, start, seconds_before })

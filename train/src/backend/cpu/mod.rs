@@ -166,6 +166,10 @@ impl Backend for Cpu {
         format!("CPU, {} threads, float32", rayon::current_num_threads())
     }
 
+    fn kind(&self) -> &'static str {
+        "the CPU"
+    }
+
     fn alloc(&mut self, len: usize) -> Span {
         self.buffers.push(Memory::zeros(len));
         Span { buffer: self.buffers.len() - 1, start: 0, len }

@@ -5,29 +5,36 @@ use ::gpu::{Device, Pointer};
 #[derive(Default)]
 pub struct Indices {
     recent: Vec<Uploaded>,
-    next: usize,
+    uploads: u64,
 }
 
 struct Uploaded {
     values: Vec<i32>,
     at: Pointer,
     room: usize,
+    /// Counted by uploads.
+    last_used: u64,
 }
 
-/// Uploads that are remembered.
+/// Uploads that are remembered, many more than one kernel takes.
 const RECENT: usize = 24;
 
 impl Indices {
     pub fn upload(&mut self, device: &mut Device, values: &[i32]) -> Pointer {
-        if let Some(uploaded) = self.recent.iter().find(|uploaded| uploaded.values == values) {
+        self.uploads += 1;
+        if let Some(uploaded) = self.recent.iter_mut().find(|uploaded| uploaded.values == values) {
+            uploaded.last_used = self.uploads;
             return uploaded.at;
         }
         if self.recent.len() < RECENT {
-            self.recent.push(Uploaded { values: Vec::new(), at: 0, room: 0 });
+            self.recent.push(Uploaded { values: Vec::new(), at: 0, room: 0, last_used: 0 });
         }
-        let uploaded = &mut self.recent[self.next];
-        self.next = (self.next + 1) % RECENT;
+        let uploaded = self.recent.iter_mut().min_by_key(|uploaded| uploaded.last_used).expect("one was pushed at least");
+        uploaded.last_used = self.uploads;
         if values.len() > uploaded.room {
+            if uploaded.room > 0 {
+                device.free(uploaded.at);
+            }
             uploaded.room = 2 * values.len();
             uploaded.at = device.alloc(4 * uploaded.room);
         }

@@ -16,7 +16,6 @@ use super::{
     Activation, AdamW, AdamWState, Attended, Attention, AttentionGrads, Backend, Epilogue, Gemm, LayerNormGrads, LossGrads, Pixels, Span,
 };
 use crate::Result;
-use crate::group::Group;
 
 /// What activations are stored as, and matrix products read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +89,9 @@ struct Scratch {
 impl Scratch {
     fn take(&mut self, device: &mut Device, bytes: usize) -> Pointer {
         if bytes > self.bytes {
+            if self.bytes > 0 {
+                device.free(self.at);
+            }
             // A half more, so that a little more next time asks for nothing.
             self.bytes = bytes + bytes / 2;
             self.at = device.alloc(self.bytes);
@@ -272,23 +274,27 @@ impl Backend for Cuda {
         self.device.get_mut().zero(pointer, bytes);
     }
 
-    fn check(&mut self) -> Result<()> {
-        Ok(self.device.get_mut().check()?)
+    fn check(&self) -> Result<()> {
+        Ok(self.device.borrow().check()?)
+    }
+
+    fn kind(&self) -> &'static str {
+        match self.precision {
+            Precision::Bf16 => "a GPU in bfloat16",
+            Precision::Fp32 => "a GPU in float32",
+        }
     }
 
     fn gpu(&mut self) -> Option<&mut Device> {
         Some(self.device())
     }
 
-    fn meet(&mut self, group: &mut Group) -> Result<bool> {
-        let device = self.device.get_mut();
-        // Every process says whether it can; the first one's meeting point is used.
-        let points = group.gather(&device.meeting_point()?.unwrap_or_default())?;
-        let all = points.iter().all(|point| !point.is_empty());
-        if all {
-            device.meet(&points[0], group.rank(), group.world())?;
-        }
-        Ok(all)
+    fn meeting_point(&mut self) -> Result<Option<Vec<u8>>> {
+        Ok(self.device.get_mut().meeting_point()?)
+    }
+
+    fn meet(&mut self, at: &[u8], rank: usize, world: usize) -> Result<()> {
+        Ok(self.device.get_mut().meet(at, rank, world)?)
     }
 
     fn all_gather(&mut self, span: Span, world: usize) {
@@ -311,6 +317,7 @@ impl Backend for Cuda {
             Epilogue::Bias(bias) | Epilogue::Activate { bias, .. } => (Some(bias), None),
             Epilogue::Residual { bias, x } => (Some(bias), Some(self.at(x))),
         };
+        assert!(bias.is_none() || output == self.precision.kind(), "a bias is added to activations alone");
         let bias = bias.map(|bias| self.operand(bias, 3));
         let Gemm { m, n, k, transpose_a, transpose_b, .. } = g;
         let add = if g.accumulate { Some(out) } else { add };
@@ -469,6 +476,7 @@ impl Backend for Cuda {
         let n = state.params.len;
         let hyper = [learning_rate, learning_rate / correction1, beta1, beta2, correction2, eps, weight_decay, gradient_scale];
         let args = [&spans[..], &[at(rounded), Arg::Long(n as i64), ends, decays, int(decayed.len())], &hyper.map(Arg::Float)].concat();
+        // Four values a thread.
         self.launch("adamw", elementwise(n.div_ceil(4)), &args);
     }
 }

@@ -1,20 +1,21 @@
-// AdamW over all parameters in one launch, four values a thread; `copy`, where there is one, gets the new values rounded.
+// AdamW over all parameters in one launch, four values a thread, those of a block side by side; `copy`, where there is one,
+// gets the new values rounded.
 // Segment s ends before ends[s], and decays where decays[s].
 extern "C" __global__ void adamw(
     float* params, const float* grads, float* m, float* v, real* copy, long long n, const long long* ends, const int* decays, int segments,
     float learning_rate, float step_size, float beta1, float beta2, float correction2, float eps, float weight_decay, float gradient_scale) {
-    long long i = 4 * thread_index();
-    if (i >= n) return;
+    long long first = 4ll * blockIdx.x * blockDim.x;
     int low = 0, high = segments - 1;
     while (low < high) {
         int middle = (low + high) / 2;
-        if (ends[middle] <= i)
+        if (ends[middle] <= first)
             low = middle + 1;
         else
             high = middle;
     }
-    for (int j = 0; j < 4 && i + j < n; j++) {
-        long long at = i + j;
+    for (int j = 0; j < 4; j++) {
+        long long at = first + j * blockDim.x + threadIdx.x;
+        if (at >= n) return;
         while (ends[low] <= at) low++;
         float keep = decays[low] ? 1.0f - learning_rate * weight_decay : 1.0f;
         float g = gradient_scale * grads[at];
