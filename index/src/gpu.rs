@@ -37,7 +37,7 @@ static GIVEN_BACK: Condvar = Condvar::new();
 
 enum State {
     Closed,
-    Idle(Gpu),
+    Idle(Box<Gpu>),
     Busy,
     None,
 }
@@ -59,7 +59,7 @@ pub(crate) fn gpu(operations: f64) -> Result<Option<Lent>> {
         state = GIVEN_BACK.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
     }
     match std::mem::replace(&mut *state, State::Busy) {
-        State::Idle(gpu) => return Ok(Some(Lent(Some(gpu)))),
+        State::Idle(gpu) => return Ok(Some(Lent(Some(*gpu)))),
         State::None if auto => {
             *state = State::None;
             return Ok(None);
@@ -128,7 +128,7 @@ impl Drop for Lent {
     fn drop(&mut self) {
         // One that has failed is closed.
         let gpu = self.0.take().filter(|gpu| gpu.device.check().is_ok());
-        *idle() = gpu.map_or(State::Closed, State::Idle);
+        *idle() = gpu.map_or(State::Closed, |gpu| State::Idle(Box::new(gpu)));
         GIVEN_BACK.notify_one();
     }
 }
