@@ -3,18 +3,22 @@
 
     pip install torch open_clip_torch
     cargo build --release --workspace --all-targets
-    python tests/peers/gpu.py TARN EXAMPLE [MODEL ...]
+    python tests/peers/gpu.py TARN EXAMPLE POOL [MODEL ...]
 
-TARN is target/release/tarn, EXAMPLE target/release/examples/training; models are ViT-B-32, ViT-B-16 and ViT-L-14. First the
-self-test of TARN; then training steps at batch 4096 for each model, tarn, open_clip eagerly and open_clip compiled in turn,
+TARN is target/release/tarn, EXAMPLE target/release/examples/training, POOL a pool with images; models are ViT-B-32, ViT-B-16
+and ViT-L-14. First the self-test of TARN, on POOL's images; then training steps at batch 4096 for each model, tarn, open_clip eagerly and open_clip compiled in turn,
 three times each, medians of the rounds (the first of a run is left out). open_clip runs in bfloat16 by autocast with fused
 AdamW and TF32 for what is left in float32, on the largest batch up to 4096 that it has memory for; captions have 8 to 31 tokens,
 which tarn packs and open_clip pads to 77. An example built with `--features tarn-shell/libtorch` is measured on PyTorch's
-operations, too.
+operations, too. Then a hundred steps of the scale small on POOL: samples a second, and the share of the time that was waited
+for data. With two GPUs the same steps by one and by two processes: their losses.
 """
+import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 
 RUNS = 3
 BATCH = 4096
@@ -73,9 +77,47 @@ def rounds(command):
     return statistics.median(numbers[1:] or numbers)
 
 
+def metrics(run):
+    with open(os.path.join(run, "metrics.jsonl")) as lines:
+        return [json.loads(line) for line in lines]
+
+
+def train(tarn, pool, run, steps, before=()):
+    command = [*before, tarn, "train", pool, "--select", "no_filter", "--scale", "small", "--max-steps", str(steps), "-o", run]
+    return subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
+
+
+def recipe(tarn, pool):
+    with tempfile.TemporaryDirectory() as folder:
+        run = os.path.join(folder, "run")
+        if not train(tarn, pool, run, 100):
+            return False
+        steps = metrics(run)[10:]
+    rate = statistics.median(step["samples_per_second"] for step in steps)
+    wait = statistics.mean(step["data_wait"] for step in steps)
+    print(f"scale small on {pool}: {rate:.0f} samples/s, data wait {100 * wait:.1f}%, all of it in {12.8e6 / rate / 60:.0f} minutes")
+    return True
+
+
+def together(tarn, pool):
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        print("two processes: skipped, there is one GPU")
+        return True
+    with tempfile.TemporaryDirectory() as folder:
+        one, two = os.path.join(folder, "one"), os.path.join(folder, "two")
+        both = ["torchrun", "--nproc_per_node", "2", "--no-python"]
+        if not train(tarn, pool, one, 20) or not train(tarn, pool, two, 20, both):
+            return False
+        apart = max(abs(a["loss"] - b["loss"]) for a, b in zip(metrics(one), metrics(two)))
+    print(f"two processes: losses at most {apart:.4f} from one's")
+    return apart < 0.05
+
+
 def main():
-    tarn, example, *models = sys.argv[1:]
-    right = subprocess.run([tarn, "doctor", "--gpu"]).returncode == 0
+    tarn, example, pool, *models = sys.argv[1:]
+    right = subprocess.run([tarn, "doctor", "--gpu", "--device", "cuda:0", "--pool", pool]).returncode == 0
     for model in models or ["ViT-B-32", "ViT-B-16", "ViT-L-14"]:
         sides = {
             "tarn": [example, "step", model, str(BATCH), "6", "cuda"],
@@ -92,6 +134,8 @@ def main():
             ratio = f"{medians['tarn'] / rate:5.2f}" if "tarn" in medians else ""
             print(f"{model:10} {side:20} {rate:9.0f} samples/s  {ratio}")
         right &= "tarn" in medians
+    right &= recipe(tarn, pool)
+    right &= together(tarn, pool)
     sys.exit(0 if right else 1)
 
 
