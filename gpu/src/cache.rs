@@ -7,12 +7,13 @@ use sha2::{Digest, Sha256};
 use crate::{CACHE_VARIABLE, Error, Result};
 
 /// Of this user alone: libraries in it are loaded.
-fn folder() -> PathBuf {
+fn folder() -> Result<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = variable(CACHE_VARIABLE)
         .or_else(|| variable("XDG_CACHE_HOME").map(|cache| cache.join("tarn")))
         .or_else(|| variable("HOME").map(|home| home.join(".cache/tarn")));
-    cache.unwrap_or_default().join("kernels")
+    let nowhere = || Error::File { path: "~/.cache/tarn".into(), reason: "HOME is not set".into() };
+    Ok(cache.ok_or_else(nowhere)?.join("kernels"))
 }
 
 /// The file that `make` writes, made once for each `key`. Two processes may make it at once: each writes its own and gives
@@ -24,7 +25,7 @@ pub fn file(key: &[&str], extension: &str, make: impl FnOnce(&std::path::Path) -
         digest.update(part);
     }
     let name: String = digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    let folder = folder();
+    let folder = folder()?;
     std::fs::create_dir_all(&folder).map_err(|e| Error::File { path: folder.clone(), reason: e.to_string() })?;
     let path = folder.join(format!("{name}.{extension}"));
     if !path.exists() {

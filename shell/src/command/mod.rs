@@ -91,6 +91,9 @@ pub(crate) fn absolute(path: &str) -> String {
 /// A checkpoint as an encoder. A PyTorch file alone does not say which activation its model has, and so on.
 pub(crate) fn open_encoder(path: &Path, device: Device) -> Result<Encoder> {
     let encoder = Encoder::open(path, device)?;
+    if device != Device::Cpu {
+        crate::note!("on {device}");
+    }
     if path.is_file() && !path.with_file_name(CONFIG_FILE).exists() {
         crate::note!(
             "warning: {} has no {CONFIG_FILE} beside it: taken for a ViT with heads 64 wide and the exact GELU, not QuickGELU",

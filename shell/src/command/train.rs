@@ -239,8 +239,10 @@ fn print_plan(plan: &Plan, receipt: &Receipt, drawable: usize, capacity: train::
     crate::note!("micro-batch  {}{kept}", capacity.samples);
     let per_second = USUAL_SHARE * peak / (3.0 * plan.model.flops(USUAL_TOKENS));
     crate::note!("device       {}, {:.0} GFLOP/s in matrix products just now", plan.device, peak / 1e9);
-    let took = duration(samples as f64 / per_second);
-    crate::note!("time         some {took} of training alone; --doctor measures, and decoding with it");
+    if !matches!(plan.device, Device::Emulated(_)) {
+        let took = duration(samples as f64 / per_second);
+        crate::note!("time         some {took} of training alone; --doctor measures, and decoding with it");
+    }
     crate::note!("seed         {}", plan.seed);
 }
 
