@@ -124,7 +124,8 @@ pub(crate) fn columns(path: &Path) -> Result<Vec<String>> {
     Ok(schema.fields().iter().map(|field| field.name().clone()).collect())
 }
 
-/// Samples of a webdataset shard: members that lie together and have the same name up to the first dot.
+/// Samples of a webdataset shard: members that lie together and have the same name up to the first dot. A member that
+/// comes again begins another sample, which must have the same members in the same order.
 fn shard_samples(path: &Path, emit: &mut dyn FnMut(Sample, u64) -> bool) -> Result<bool> {
     let broken = |reason: String| Error::Shard { path: path.to_path_buf(), reason };
     let io = |e: std::io::Error| broken(e.to_string());
@@ -136,7 +137,17 @@ fn shard_samples(path: &Path, emit: &mut dyn FnMut(Sample, u64) -> bool) -> Resu
     }
     file.rewind().map_err(Error::io(path))?;
     let mut archive = tar::Archive::new(BufReader::with_capacity(1 << 18, file));
-    let (mut key, mut parts) = (String::new(), HashMap::<String, Vec<u8>>::new());
+    // Archives that were put one behind the other are read to the end of the file.
+    archive.set_ignore_zeros(true);
+    let (mut key, mut parts) = (String::new(), Vec::<(String, Vec<u8>)>::new());
+    // The extensions of this key's first sample, once a second has begun.
+    let mut order: Option<Vec<String>> = None;
+    let whole = |key: &str, parts: Vec<(String, Vec<u8>)>, order: &Option<Vec<String>>| {
+        let same = order.as_ref().is_none_or(|order| order.iter().eq(parts.iter().map(|(extension, _)| extension)));
+        let reason = "its members come twice, in another order".to_string();
+        let wrong = || Error::Sample { path: path.into(), key: key.into(), reason };
+        if same { sample(path, key, parts.into_iter().collect()) } else { Err(wrong()) }
+    };
     let mut read = 0;
     for entry in archive.entries().map_err(io)? {
         let mut entry = entry.map_err(io)?;
@@ -147,10 +158,14 @@ fn shard_samples(path: &Path, emit: &mut dyn FnMut(Sample, u64) -> bool) -> Resu
         let file_at = name.rfind('/').map_or(0, |slash| slash + 1);
         let Some(dot) = name[file_at..].find('.') else { continue };
         let (stem, extension) = (&name[..file_at + dot], name[file_at + dot + 1..].to_lowercase());
-        if stem != key {
-            if !parts.is_empty() && !emit(sample(path, &key, std::mem::take(&mut parts))?, read) {
+        let again = stem == key && parts.iter().any(|(e, _)| *e == extension);
+        if stem != key || again {
+            let previous = std::mem::take(&mut parts);
+            let of_first = again.then(|| previous.iter().map(|(e, _)| e.clone()).collect());
+            if !previous.is_empty() && !emit(whole(&key, previous, &order)?, read) {
                 return Ok(false);
             }
+            order = if again { order.or(of_first) } else { None };
             key = stem.to_string();
         }
         let mut bytes = Vec::with_capacity(entry.size().min(1 << 26) as usize);
@@ -159,9 +174,9 @@ fn shard_samples(path: &Path, emit: &mut dyn FnMut(Sample, u64) -> bool) -> Resu
             return Err(broken(format!("{name} has {} of its {} bytes", bytes.len(), entry.size())));
         }
         read += 512 + (bytes.len() as u64).next_multiple_of(512);
-        parts.insert(extension, bytes);
+        parts.push((extension, bytes));
     }
-    Ok(parts.is_empty() || emit(sample(path, &key, parts)?, read))
+    Ok(parts.is_empty() || emit(whole(&key, parts, &order)?, read))
 }
 
 fn sample(path: &Path, key: &str, mut parts: HashMap<String, Vec<u8>>) -> Result<Sample> {
