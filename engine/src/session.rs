@@ -88,6 +88,8 @@ impl Session {
                 .with_information_schema(true)
                 // The highest first means the highest: as in DuckDB, NULL is last either way.
                 .set_str("datafusion.sql_parser.default_null_ordering", "nulls_last")
+                // It drops groups whose minimum or maximum is NULL (tests/sql/groups.slt).
+                .set_bool("datafusion.optimizer.enable_topk_aggregation", false)
                 .set_bool("datafusion.sql_parser.map_string_types_to_utf8view", false)
                 .set_bool("datafusion.execution.parquet.schema_force_view_types", false);
             let computed = Arc::new(UseComputed::default());

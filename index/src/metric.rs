@@ -161,8 +161,8 @@ pub fn as_fixed(column: &ArrayRef) -> Result<FixedSizeListArray> {
     FixedSizeListArray::try_new(item, dim as i32, values, Some(there.into())).map_err(|e| Error::lance(e.into()))
 }
 
-/// What is looked for, `[n, dim]`, and the rows it is of: those that are not NULL. An error where a vector is of another
-/// length than `dim`, holds a number that is not finite, or has no direction where one is wanted.
+/// Returns what is looked for, `[n, dim]`, and the rows it is of: those that are not NULL and, where a direction is wanted,
+/// not all zeros. An error where a vector is of another length than `dim` or holds a number that is not finite.
 pub fn check_queries(column: &dyn Array, dim: usize, distance: Distance) -> Result<(Vec<f32>, Vec<usize>)> {
     let vectors = Vectors::of(column)?;
     let (mut values, mut rows) = (Vec::with_capacity(column.len() * dim), Vec::with_capacity(column.len()));
@@ -177,7 +177,8 @@ pub fn check_queries(column: &dyn Array, dim: usize, distance: Distance) -> Resu
             return Err(Error::NotFiniteQuery);
         }
         if distance == Distance::Cosine && values[start..].iter().all(|x| *x == 0.0) {
-            return Err(Error::ZeroQuery);
+            values.truncate(start);
+            continue;
         }
         rows.push(i);
     }
@@ -185,7 +186,8 @@ pub fn check_queries(column: &dyn Array, dim: usize, distance: Distance) -> Resu
 }
 
 /// The metric between the vectors of `a` and `b`, row by row, as float32; a column of one row stands for every row.
-/// NULL where either is NULL; the cosines are NaN where either is all zeros. An error where lengths differ.
+/// NULL where either is NULL, and where the metric is not a number: the cosine of a vector of zeros. An error where lengths
+/// differ.
 pub fn measure(metric: Metric, a: &dyn Array, b: &dyn Array, rows: usize) -> Result<Float32Array> {
     let (left, right) = (Vectors::of(a)?, Vectors::of(b)?);
     let step = |column: &dyn Array| usize::from(column.len() != 1);
@@ -194,7 +196,7 @@ pub fn measure(metric: Metric, a: &dyn Array, b: &dyn Array, rows: usize) -> Res
     for i in 0..rows {
         let value = match (left.row(i * step_a), right.row(i * step_b)) {
             (Some(x), Some(y)) if x.len() != y.len() => return Err(Error::Dimensions { left: x.len(), right: y.len() }),
-            (Some(x), Some(y)) => Some(between(metric, &x, &y)),
+            (Some(x), Some(y)) => Some(between(metric, &x, &y)).filter(|value| !value.is_nan()),
             _ => None,
         };
         values.push(value);
@@ -240,6 +242,8 @@ mod tests {
         assert_eq!((product.value(0), product.is_null(1)), (2.0, true));
         let itself = measure(Metric::CosineDistance, &a, &a, 3).expect("vectors");
         assert!(itself.value(2).abs() < 1e-6 && itself.is_null(1));
+        let zero = halves(&[Some([0.0; 3])]);
+        assert!(measure(Metric::CosineSimilarity, &a, &zero, 3).expect("vectors").null_count() == 3);
     }
 
     #[test]

@@ -74,9 +74,25 @@ fn watch_for_ctrl_c() {
     });
 }
 
+/// Stacks of the thread that plans queries and of those that compute them: a condition of thousands of parts is a tree as
+/// deep. Only what is used of them takes memory.
+const PLANNING_STACK: usize = 1 << 30;
+const WORKING_STACK: usize = 256 << 20;
+
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    match std::thread::Builder::new().name("main".into()).stack_size(PLANNING_STACK).spawn(|| run(cli)) {
+        // A panic has been printed where it came up; 101 is what Rust ends with.
+        Ok(thread) => thread.join().unwrap_or(ExitCode::from(101)),
+        Err(e) => {
+            crate::note!("error: cannot start: {e}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn run(cli: cli::Cli) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().thread_stack_size(WORKING_STACK).enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
             crate::note!("error: cannot start: {e}");

@@ -20,7 +20,7 @@ pub(super) fn functions(sets: &Arc<Sets>) -> Vec<ScalarUDF> {
             Metric::CosineSimilarity,
             About {
                 syntax: "cosine_similarity(a, b)",
-                description: "The cosine of the angle between two vectors, as a REAL. NaN where either is all zeros.",
+                description: "The cosine of the angle between two vectors, as a REAL. NULL where either is all zeros.",
                 arguments: &[A, B],
                 example: "SELECT uid, cosine_similarity(l14_img, l14_txt) AS score FROM pool ORDER BY score DESC LIMIT 10",
             },
@@ -30,7 +30,7 @@ pub(super) fn functions(sets: &Arc<Sets>) -> Vec<ScalarUDF> {
             Metric::CosineDistance,
             About {
                 syntax: "cosine_distance(a, b)",
-                description: "1 less the cosine of the angle between two vectors, as a REAL. NaN where either is all zeros.",
+                description: "1 less the cosine of the angle between two vectors, as a REAL. NULL where either is all zeros.",
                 arguments: &[A, B],
                 example: "SELECT uid FROM pool ORDER BY cosine_distance(l14_img, embedding('51f492b1c9a539c791dc0ea14b054b69', 'l14_img')) LIMIT 10",
             },

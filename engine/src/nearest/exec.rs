@@ -336,6 +336,10 @@ impl Run {
             return exec_err!("what is looked for is NULL");
         }
         let (values, which) = index::check_queries(of_query, target.column.dim(), work.settings.distance).map_err(external)?;
+        if which.is_empty() {
+            // Rows without a direction have no neighbours; a constant without one is a mistake.
+            return if work.single { Err(external(index::Error::ZeroQuery)) } else { Ok(Some(Vec::new())) };
+        }
         let found = work.search(&target, values).await?;
         let mut pairs: Vec<(u32, Neighbour)> = Vec::new();
         for (row, neighbours) in which.into_iter().zip(found) {
