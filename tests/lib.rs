@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float32Array, Int64Array, RecordBatch, StringArray};
+use arrow::buffer::OffsetBuffer;
 use parquet::arrow::ArrowWriter;
 
 /// The folder of real data, where `TARN_TEST_DATA` names one.
@@ -63,8 +64,20 @@ pub fn write_metadata(path: &Path, rows: &[Row]) {
         ("clip_b32_similarity_score", scores, true),
     ])
     .expect("columns of one length");
+    write_parquet(path, &batch);
+}
+
+/// Returns text that says that it is UTF-8 and is not, as writers that do not check leave it.
+pub fn unchecked_text(values: &[&[u8]]) -> ArrayRef {
+    let offsets = OffsetBuffer::from_lengths(values.iter().map(|value| value.len()));
+    // SAFETY: nothing reads it as a string; it goes to a parquet file as bytes.
+    Arc::new(unsafe { StringArray::new_unchecked(offsets, values.concat().into(), None) })
+}
+
+pub fn write_parquet(path: &Path, batch: &RecordBatch) {
+    std::fs::create_dir_all(path.parent().expect("a file in a folder")).expect("a writable folder");
     let file = File::create(path).expect("a writable folder");
     let mut writer = ArrowWriter::try_new(file, batch.schema(), None).expect("a plain schema");
-    writer.write(&batch).expect("a writable file");
+    writer.write(batch).expect("a writable file");
     writer.close().expect("a writable file");
 }

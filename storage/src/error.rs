@@ -82,8 +82,6 @@ pub enum Error {
     OtherResources { column: String },
     #[error("computed column '{column}' lacks {rows} rows that came after it, or that a stopped computation has not reached")]
     ColumnLags { column: String, expression: String, rows: u64 },
-    #[error("{}: column '{column}' is computed in this pool, and cannot be brought along", path.display())]
-    ColumnComputed { path: PathBuf, column: String },
     #[error("'{name}' cannot be a vector set, expected letters, digits, '.', '-' and '_'")]
     VectorsName { name: String },
     #[error("vector set '{name}' exists")]
@@ -139,7 +137,6 @@ impl Error {
             Error::ColumnLags { column, expression, .. } => {
                 format!("extend it: ALTER TABLE pool ADD COLUMN {column} AS ({expression})")
             }
-            Error::ColumnComputed { column, .. } => format!("rename it, or drop the computed one: ALTER TABLE pool DROP COLUMN {column}"),
             Error::VectorsExist { name } => format!("choose another name, or drop it: tarn vectors POOL drop {name}"),
             Error::VectorsMissing { name, known, pool } => match closest(name, known.split(", ")) {
                 Some(near) => format!("did you mean '{near}'?"),

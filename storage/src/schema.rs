@@ -8,6 +8,19 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 /// The arrays of a metadata file's `.npz`, and their dimensions.
 pub const EMBEDDINGS: [(&str, i32); 4] = [("b32_img", 512), ("b32_txt", 512), ("l14_img", 768), ("l14_txt", 768)];
 
+/// The columns of CommonPool's metadata files.
+pub(crate) const METADATA_COLUMNS: [&str; 9] = [
+    "uid",
+    "url",
+    "text",
+    "original_width",
+    "original_height",
+    "clip_b32_similarity_score",
+    "clip_l14_similarity_score",
+    "face_bboxes",
+    "sha256",
+];
+
 /// `FixedSizeList<Float16, dim>`, the type of every embedding column.
 pub fn embedding_type(dim: i32) -> DataType {
     DataType::FixedSizeList(Arc::new(Field::new("item", DataType::Float16, true)), dim)

@@ -36,12 +36,31 @@ impl Uid {
     }
 }
 
+impl Uid {
+    /// Returns the uid made for a sample of a shard that came without uid and url: the first 16 bytes of SHA-256 over
+    /// the image's SHA-256, then text, key and the shard's file name with a zero byte after each.
+    pub fn of_sample(image: &[u8], text: &str, key: &str, shard: &str) -> Uid {
+        let mut digest = Sha256::new();
+        digest.update(Sha256::digest(image));
+        for part in [text, key, shard] {
+            digest.update(part);
+            digest.update([0]);
+        }
+        let mut uid = [0; 16];
+        uid.copy_from_slice(&digest.finalize()[..16]);
+        Uid(uid)
+    }
+}
+
 impl FromStr for Uid {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Uid> {
         let mut uid = [0; 16];
-        if hex_decode(text, &mut uid) { Ok(Uid(uid)) } else { Err(Error::Uid { text: text.to_string() }) }
+        // A UUID may have its hyphens.
+        let is_hyphenated = text.len() == 36 && [8, 13, 18, 23].iter().all(|&i| text.as_bytes()[i] == b'-');
+        let whole = if is_hyphenated { hex_decode(&text.replace('-', ""), &mut uid) } else { hex_decode(text, &mut uid) };
+        if whole { Ok(Uid(uid)) } else { Err(Error::Uid { text: text.to_string() }) }
     }
 }
 
@@ -105,11 +124,14 @@ mod tests {
         assert_eq!(Uid::from_halves(high, low), uid);
         assert!(uid < "01000000000000000000000000000000".parse().unwrap());
         assert_eq!(text.to_uppercase().parse::<Uid>().unwrap(), uid);
+        assert_eq!("00f1a2b3-c4d5-e6f7-0819-2a3b4c5d6e7f".parse::<Uid>().unwrap(), uid);
     }
 
     #[test]
     fn refuses_what_is_not_32_digits() {
-        for text in ["", "00f1", "zz f1a2b3c4d5e6f708192a3b4c5d6e7f", "00f1a2b3c4d5e6f708192a3b4c5d6e7é"] {
+        for text in
+            ["", "00f1", "zz f1a2b3c4d5e6f708192a3b4c5d6e7f", "00f1a2b3c4d5e6f708192a3b4c5d6e7é", "00f1a2b3-c4d5-e6f7-0819-2a3b4c5d6e7-"]
+        {
             assert!(text.parse::<Uid>().is_err(), "{text}");
         }
     }

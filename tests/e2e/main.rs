@@ -2,6 +2,7 @@
 //! `TARN_TEST_DATA` does not name it.
 #![allow(clippy::print_stderr)] // says what is skipped
 
+mod awkward;
 mod cli;
 mod evaluation;
 mod filters;
@@ -36,6 +37,7 @@ fn main() {
         filters::TESTS,
         search::TESTS,
         storage::TESTS,
+        awkward::TESTS,
         path::TESTS,
         gradients::TESTS,
         training::TESTS,

@@ -34,6 +34,8 @@ struct Pending {
     /// Known once its fragment's turn has come.
     digest: Option<FileDigest>,
     arrays: Vec<npz::Array>,
+    /// Arrays that are left out.
+    rejects: Vec<Reject>,
     /// The metadata file of its stem.
     metadata: PathBuf,
     /// How many of its rows are in the pool, and how many of their vectors were left out.
@@ -137,15 +139,17 @@ async fn join(run: &mut Run<'_>, mut pending: Vec<Pending>) -> Result<()> {
             pending[*file].lost += 1;
         }
         let mut entries = Vec::new();
+        let mut values: Vec<_> = values.into_iter().map(|(file, reject)| (reject, pending[file].digest)).collect();
         for (&file, _) in last.iter().filter(|(file, last)| **last == id && !out[**file]) {
             let p = &pending[file];
             let digest = p.digest.expect("taken before the file was read");
-            entries.push(Entry { rows: p.found, rejected: p.lost, ..entry(&p.source, digest) });
+            let rejected = p.lost + p.rejects.len() as u64;
+            values.extend(p.rejects.iter().map(|reject| (reject.clone(), p.digest)));
+            entries.push(Entry { rows: p.found, rejected, ..entry(&p.source, digest) });
             run.summary.embeddings += p.found;
             run.done.fetch_add(p.source.bytes, Ordering::Relaxed);
         }
         entries.sort_by(|a, b| a.path.cmp(&b.path));
-        let values = values.into_iter().map(|(file, reject)| (reject, pending[file].digest)).collect();
         dataset = commit_group(run, &dataset, group, entries, values).await?;
     }
     run.tables.samples = Some(dataset);
@@ -173,15 +177,24 @@ const NO_METADATA: &str = "no metadata of this stem in the pool";
 
 fn prepare(run: &Run<'_>, source: &Source) -> Result<Pending, Reject> {
     let name = source.name();
-    let arrays = npz::arrays(&source.path).map_err(|e| {
-        let reason = if matches!(e, Error::Array { .. }) { "array of another type or shape" } else { "not readable" };
+    let (arrays, left_out) = npz::arrays(&source.path).map_err(|e| {
+        let reason = if matches!(e, Error::Array { .. }) { WRONG_ARRAY } else { "not readable" };
         Reject::file(&name, reason, e)
     })?;
+    let rejects = left_out.into_iter().map(|e| left_out_array(&name, &e)).collect();
     let metadata = metadata_of(run, &source.path).ok_or_else(|| {
         let stem = source.path.with_extension("");
         Reject::file(&name, NO_METADATA, format!("ingest {}.parquet first, or put this beside the one that it belongs to", stem.display()))
     })?;
-    Ok(Pending { source: source.clone(), digest: None, arrays, metadata, found: 0, lost: 0 })
+    Ok(Pending { source: source.clone(), digest: None, arrays, rejects, metadata, found: 0, lost: 0 })
+}
+
+const WRONG_ARRAY: &str = "array of another type or shape";
+
+/// Says of an array that the others of its file go in without it.
+fn left_out_array(file: &str, e: &Error) -> Reject {
+    let column = if let Error::Array { array, .. } = e { Some(array.clone()) } else { None };
+    Reject { column, kept: true, ..Reject::file(file, WRONG_ARRAY, e) }
 }
 
 /// The metadata file with this stem: in the same folder, or else the only one that the ledger has and that is there.
@@ -211,21 +224,29 @@ fn uids_of_file(path: &Path) -> Result<(Vec<Option<Uid>>, u64)> {
     Ok((uids, rows))
 }
 
-/// Makes the columns that the arrays need. Files whose arrays have another type than the pool's column are rejected.
+/// Makes the columns that the arrays need. Arrays of another type than the pool's column are left out, and files of none
+/// but those are rejected.
 async fn add_columns(run: &mut Run<'_>, dataset: &Arc<Dataset>, pending: &mut Vec<Pending>) -> Result<Arc<Dataset>> {
     let mut fields: Vec<Field> = Schema::from(dataset.schema()).fields().iter().map(|f| f.as_ref().clone()).collect();
     let known = fields.len();
-    for p in std::mem::take(pending) {
-        let wrong = p.arrays.iter().find_map(|array| {
-            let stored = fields.iter().find(|f| f.name() == &array.name)?;
-            (stored.data_type() != array.field().data_type()).then(|| (array.name.clone(), stored.data_type().to_string(), array.dim))
+    for mut p in std::mem::take(pending) {
+        let mut wrong = Vec::new();
+        p.arrays.retain(|array| {
+            let stored = fields.iter().find(|f| f.name() == &array.name && f.data_type() != array.field().data_type());
+            wrong.extend(stored.map(|stored| Error::Array {
+                path: p.source.path.clone(),
+                array: array.name.clone(),
+                expected: format!("the pool's {}", stored.data_type()),
+                got: format!("dimension {}", array.dim),
+            }));
+            stored.is_none()
         });
-        if let Some((name, stored, dim)) = wrong {
-            let detail = format!("array '{name}' has dimension {dim}, the pool's column is {stored}");
-            let reject = Reject::file(&p.source.name(), "array of another type or shape", detail);
-            reject_new(run, &p.source, reject).await?;
+        if let (true, Some(e)) = (p.arrays.is_empty(), wrong.first()) {
+            reject_new(run, &p.source, Reject::file(&p.source.name(), WRONG_ARRAY, e)).await?;
             continue;
         }
+        let name = p.source.name();
+        p.rejects.extend(wrong.iter().map(|e| left_out_array(&name, e)));
         let new: Vec<Field> = p.arrays.iter().filter(|a| !fields.iter().any(|f| f.name() == &a.name)).map(npz::Array::field).collect();
         fields.extend(new);
         pending.push(p);
@@ -421,7 +442,7 @@ impl Reader<'_> {
                 let left = npz.rows_left();
                 npz.skip(left).map_err(|e| (before, e))?;
             }
-            self.open = Some((file, Npz::open(path).map_err(|e| (file, e))?));
+            self.open = Some((file, Npz::open(path, arrays).map_err(|e| (file, e))?));
         }
         let (_, npz) = self.open.as_mut().expect("opened above");
         let position = passed(npz);

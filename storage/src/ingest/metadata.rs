@@ -8,7 +8,7 @@ use arrow::array::{
     Array, ArrayRef, BooleanArray, FixedSizeBinaryBuilder, RecordBatch, RecordBatchIterator, RecordBatchReader, new_null_array,
 };
 use arrow::compute::{filter_record_batch, interleave};
-use arrow::datatypes::{Field, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use futures::StreamExt;
 use lance::Dataset;
@@ -27,6 +27,7 @@ use crate::{Error, Result, Table, Uid, schema};
 
 const DUPLICATE: &str = "duplicate uid";
 const BREAKS_OFF: &str = "file breaks off";
+const TWICE: &str = "a column's name comes twice";
 
 /// A metadata file whose header is in order.
 #[derive(Clone)]
@@ -36,6 +37,9 @@ struct File {
     has_uid: bool,
     /// Columns that only metadata brings: a row that lacks them was brought by a shard, and is completed.
     own: Vec<String>,
+    /// Columns of it that the pool cannot take, and what was said of them.
+    left_out: Vec<String>,
+    rejects: Vec<Reject>,
     digest: Option<FileDigest>,
     known: bool,
     /// Where a broken file ends, and why.
@@ -102,7 +106,7 @@ pub(super) async fn ingest(run: &mut Run<'_>) -> Result<()> {
 }
 
 /// Reads all headers, and settles the pool's columns: those it has and those that the files bring. Files that cannot
-/// be opened, or have a column that cannot be converted to the pool's type, are rejected.
+/// be opened are rejected; a column that the pool cannot take is left out.
 async fn plan(run: &mut Run<'_>, sources: Vec<Source>) -> Result<(Vec<File>, Schema)> {
     let existing = run.tables.samples.as_ref().map(|dataset| Schema::from(dataset.schema()));
     let mut fields: Vec<Field> = existing.iter().flat_map(|s| s.fields().iter().map(|f| f.as_ref().clone())).collect();
@@ -111,17 +115,16 @@ async fn plan(run: &mut Run<'_>, sources: Vec<Source>) -> Result<(Vec<File>, Sch
     }
     let mut files = Vec::new();
     for source in sources {
-        let opened = table::header(&source.path).and_then(|header| Ok((add_fields(&mut fields, &source, &header.schema)?, header)));
-        match opened {
-            Ok((own, header)) => {
+        match table::header(&source.path) {
+            Ok(header) => {
+                let (own, rejects) = add_fields(&mut fields, &source, &header.schema);
                 let has_uid = header.schema.field_with_name("uid").is_ok();
-                files.push(File { source, rows: header.rows, has_uid, own, digest: None, known: false, end: None });
+                let left_out = rejects.iter().filter(|reject| reject.reason != TWICE).filter_map(|reject| reject.column.clone()).collect();
+                files.push(File { source, rows: header.rows, has_uid, own, left_out, rejects, digest: None, known: false, end: None });
             }
             Err(e) => {
                 let reason = match e {
                     Error::ColumnMissing { .. } => "no uid, and no url and text to make one of",
-                    Error::ColumnName { .. } | Error::ColumnComputed { .. } => "a column has a name that a pool cannot have",
-                    Error::ColumnType { .. } => "a column has another type than the pool's",
                     _ => "not readable",
                 };
                 let digest = digest_file(&source.path).ok();
@@ -132,35 +135,51 @@ async fn plan(run: &mut Run<'_>, sources: Vec<Source>) -> Result<(Vec<File>, Sch
     Ok((files, Schema::new(fields)))
 }
 
-/// Adds the file's new columns, and names those that no shard brings.
-fn add_fields(fields: &mut Vec<Field>, source: &Source, file: &SchemaRef) -> Result<Vec<String>> {
-    let (mut new, mut own) = (Vec::new(), Vec::new());
-    for field in file.fields() {
-        if !schema::can_be_column(field.name()) {
-            return Err(Error::ColumnName { path: source.path.clone(), column: field.name().clone() });
+/// Adds the file's new columns, and returns those that no shard brings, with a reject for each that is left out.
+fn add_fields(fields: &mut Vec<Field>, source: &Source, file: &SchemaRef) -> (Vec<String>, Vec<Reject>) {
+    let (mut new, mut own, mut rejects) = (Vec::new(), Vec::new(), Vec::new());
+    for (i, field) in file.fields().iter().enumerate() {
+        let name = field.name();
+        let mut leave_out = |reason, detail: String| {
+            let reject = Reject::file(&source.name(), reason, detail);
+            rejects.push(Reject { column: Some(name.clone()), kept: true, ..reject });
+        };
+        if file.fields()[..i].iter().any(|before| before.name() == name) {
+            leave_out(TWICE, "the first is taken".into());
+            continue;
         }
-        if fields.iter().any(|f| f.name() == field.name() && is_computed_field(f)) {
-            return Err(Error::ColumnComputed { path: source.path.clone(), column: field.name().clone() });
+        if !schema::can_be_column(name) {
+            leave_out("a column has a name that a pool cannot have", "a name with a dot, none, or one that Lance keeps for itself".into());
+            continue;
         }
-        let as_stored = schema::pool_field(field.name()).unwrap_or_else(|| schema::extra_field(field));
-        let stored = fields.iter().find(|f| f.name() == field.name()).unwrap_or(&as_stored);
-        if !convert::can_convert(field.data_type(), stored) {
-            return Err(Error::ColumnType {
-                path: source.path.clone(),
-                column: field.name().clone(),
-                expected: stored.data_type().to_string(),
-                got: field.data_type().to_string(),
-            });
+        if fields.iter().any(|f| f.name() == name && is_computed_field(f)) {
+            leave_out(
+                "a column is computed in this pool",
+                format!("rename it, or drop the computed one: ALTER TABLE pool DROP COLUMN {name}"),
+            );
+            continue;
         }
-        if !fields.iter().any(|f| f.name() == field.name()) {
+        let is_null = field.data_type() == &DataType::Null;
+        let as_stored = schema::pool_field(name).unwrap_or_else(|| schema::extra_field(field));
+        let stored = fields.iter().find(|f| f.name() == name);
+        // A column that is all null says nothing of its type.
+        if is_null && stored.is_none() && schema::pool_field(name).is_none() {
+            continue;
+        }
+        let to = stored.unwrap_or(&as_stored);
+        if !convert::can_convert(field.data_type(), to) {
+            leave_out("a column has another type than the pool's", format!("expected {}, got {}", to.data_type(), field.data_type()));
+            continue;
+        }
+        if stored.is_none() {
             new.push(as_stored);
         }
-        if !schema::SHARD_COLUMNS.contains(&field.name().as_str()) {
-            own.push(field.name().clone());
+        if !is_null && !schema::SHARD_COLUMNS.contains(&name.as_str()) {
+            own.push(name.clone());
         }
     }
     fields.extend(new);
-    Ok(own)
+    (own, rejects)
 }
 
 /// Consecutive files of the same columns and together about `rows` rows.
@@ -196,6 +215,8 @@ struct Planned {
     source: Source,
     digest: FileDigest,
     end: Option<u64>,
+    /// Columns that the pool cannot take.
+    left_out: Vec<String>,
     /// Rows that do not go in, ascending.
     dropped: Vec<u64>,
     /// Rows that take the place of one that a shard has brought, ascending, with its address.
@@ -280,7 +301,8 @@ async fn plan_group(run: &mut Run<'_>, dataset: &Arc<Dataset>, files: &mut [File
             run.known(&source);
             continue;
         }
-        let mut rejects: Vec<Reject> = uids.bad.iter().map(|(row, reason, detail)| Reject::row(&name, *row, reason, detail)).collect();
+        let mut rejects = file.rejects.clone();
+        rejects.extend(uids.bad.iter().map(|(row, reason, detail)| Reject::row(&name, *row, reason, detail)));
         if let Some((end, why)) = &uids.end {
             rejects.push(Reject::row(&name, *end, BREAKS_OFF, why));
         }
@@ -292,7 +314,16 @@ async fn plan_group(run: &mut Run<'_>, dataset: &Arc<Dataset>, files: &mut [File
             false => all.extend(rows.filter(|(_, (_, row))| dropped.binary_search(&u64::from(*row)).is_err())),
         }
         let end = uids.end.map(|(end, _)| end);
-        planned.push(Planned { source, digest: uids.digest, end, dropped, completes: vec![], duplicates: HashSet::new(), rejects });
+        planned.push(Planned {
+            source,
+            digest: uids.digest,
+            end,
+            left_out: file.left_out.clone(),
+            dropped,
+            completes: vec![],
+            duplicates: HashSet::new(),
+            rejects,
+        });
     }
     let (uids, mut again) = Uids::new(all);
     for flying in flying {
@@ -471,7 +502,7 @@ impl<'a> Rows<'a> {
         let uids: ArrayRef = Arc::new(uids.finish());
         for field in self.schema.fields() {
             let mut lost = Vec::new();
-            columns.push(match batch.column_by_name(field.name()) {
+            columns.push(match batch.column_by_name(field.name()).filter(|_| !self.file.left_out.contains(field.name())) {
                 _ if field.name() == "uid" => uids.clone(),
                 Some(column) => convert::column(column, field, &mut lost)?,
                 None => new_null_array(field.data_type(), n),

@@ -7,12 +7,15 @@
 mod census;
 mod convert;
 mod embeddings;
+mod json;
 mod metadata;
 mod npz;
+mod records;
 mod shard;
 mod shards;
 mod sources;
 mod table;
+mod untyped;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;

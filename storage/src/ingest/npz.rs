@@ -21,9 +21,11 @@ impl Array {
     }
 }
 
-/// What an `.npz` holds. Each array must be float16 of shape `[rows, dim]`, the same rows in all.
-pub(super) fn arrays(path: &Path) -> Result<Vec<Array>> {
-    Ok(Npz::open(path)?.arrays.into_iter().map(|array| array.about).collect())
+/// Returns the arrays of an `.npz` that a pool can take, and an error for each other. Those are float16 of shape
+/// `[rows, dim]`, the same rows in all: as many as CommonPool's arrays have, or else the first.
+pub(super) fn arrays(path: &Path) -> Result<(Vec<Array>, Vec<Error>)> {
+    let (npz, left_out) = Npz::open_all(path)?;
+    Ok((npz.arrays.into_iter().map(|array| array.about).collect(), left_out))
 }
 
 /// An `.npz`, stored or deflated, read in rows from front to back; the file is never held whole.
@@ -41,11 +43,23 @@ struct Reading {
 }
 
 impl Npz {
-    pub fn open(path: &Path) -> Result<Npz> {
+    /// Opens the file to read these arrays, in this order.
+    pub fn open(path: &Path, arrays: &[Array]) -> Result<Npz> {
+        let (mut npz, _) = Npz::open_all(path)?;
+        let mut found = Vec::with_capacity(arrays.len());
+        for array in arrays {
+            let at = npz.arrays.iter().position(|reading| reading.about == *array);
+            found.push(npz.arrays.remove(at.ok_or_else(|| Error::SourceChanged { path: path.to_path_buf() })?));
+        }
+        Ok(Npz { arrays: found, ..npz })
+    }
+
+    fn open_all(path: &Path) -> Result<(Npz, Vec<Error>)> {
         let archive = |source| Error::Npz { path: path.to_path_buf(), source };
         let file = File::open(path).map_err(Error::io(path))?;
         let mut zip = zip::ZipArchive::new(BufReader::new(file)).map_err(archive)?;
         let mut arrays: Vec<Reading> = Vec::with_capacity(zip.len());
+        let mut left_out = Vec::new();
         for i in 0..zip.len() {
             let entry = zip.by_index(i).map_err(archive)?;
             let Some(name) = entry.name().map_err(archive)?.strip_suffix(".npy").map(str::to_string) else { continue };
@@ -60,38 +74,48 @@ impl Npz {
             };
             let mut data = Summed { inner, crc: flate2::Crc::new() };
             let wrong = |expected: String, got: String| Error::Array { path: path.to_path_buf(), array: name.clone(), expected, got };
-            let header = npyz::NpyHeader::from_reader(&mut data).map_err(|e| wrong("a .npy header".into(), e.to_string()))?;
+            let header = match npyz::NpyHeader::from_reader(&mut data) {
+                Ok(header) => header,
+                Err(e) => {
+                    left_out.push(wrong("a .npy header".into(), e.to_string()));
+                    continue;
+                }
+            };
             let (dtype, shape) = (header.dtype().descr(), header.shape().to_vec());
-            let rows = arrays.first().map(|first| first.about.rows);
             let fixed = schema::EMBEDDINGS.iter().find(|(array, _)| *array == name).map(|(_, dim)| *dim);
-            let (rows, dim) = match shape[..] {
-                [r, dim]
+            match shape[..] {
+                [rows, dim]
                     if dtype == "'<f2'"
                         && header.order() == npyz::Order::C
-                        && rows.is_none_or(|rows| r == rows)
                         && schema::can_be_column(&name)
+                        && !arrays.iter().any(|array| array.about.name == name)
                         && fixed.is_none_or(|fixed| dim == fixed as u64)
                         && (1..=1 << 20).contains(&dim) =>
                 {
-                    (r, dim as i32)
+                    arrays.push(Reading { about: Array { name, rows, dim: dim as i32 }, data, crc });
                 }
                 _ => {
-                    let rows = rows.map_or("rows".to_string(), |rows| rows.to_string());
                     let dim = fixed.map_or("dim".to_string(), |dim| dim.to_string());
                     let order = if header.order() == npyz::Order::C { "" } else { " in Fortran order" };
-                    return Err(wrong(format!("'<f2' [{rows}, {dim}]"), format!("{dtype} {shape:?}{order}")));
+                    left_out.push(wrong(format!("'<f2' [rows, {dim}]"), format!("{dtype} {shape:?}{order}")));
                 }
-            };
-            arrays.push(Reading { about: Array { name, rows, dim }, data, crc });
-        }
-        let rows_left = match arrays.first() {
-            Some(array) => array.about.rows,
-            None => {
-                let (expected, got) = ("arrays '<f2' [rows, dim]".to_string(), "none".to_string());
-                return Err(Error::Array { path: path.to_path_buf(), array: "*.npy".to_string(), expected, got });
             }
+        }
+        let is_commonpools = |array: &&Reading| schema::EMBEDDINGS.iter().any(|(name, _)| *name == array.about.name);
+        let Some(first) = arrays.iter().find(is_commonpools).or(arrays.first()) else {
+            let (expected, got) = ("arrays '<f2' [rows, dim]".to_string(), "none".to_string());
+            let none = Error::Array { path: path.to_path_buf(), array: "*.npy".to_string(), expected, got };
+            return Err(left_out.into_iter().next().unwrap_or(none));
         };
-        Ok(Npz { path: path.to_path_buf(), arrays, rows_left })
+        let rows_left = first.about.rows;
+        let others = arrays.extract_if(.., |array| array.about.rows != rows_left).map(|Reading { about, .. }| Error::Array {
+            path: path.to_path_buf(),
+            expected: format!("'<f2' [{rows_left}, dim]"),
+            got: format!("'<f2' [{}, {}]", about.rows, about.dim),
+            array: about.name,
+        });
+        left_out.extend(others);
+        Ok((Npz { path: path.to_path_buf(), arrays, rows_left }, left_out))
     }
 
     /// Passes over the next `rows` rows.

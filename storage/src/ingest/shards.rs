@@ -23,7 +23,6 @@ use crate::commit::{self, Change};
 use crate::computed::stored_schema;
 use crate::ledger::{Entry, FileDigest, added_properties};
 use crate::rejects::Reject;
-use crate::uid::hex_decode;
 use crate::{Error, Result, Table, Uid, images, schema};
 
 /// Images are handed to the writer in batches of at most so many, and so many bytes.
@@ -129,7 +128,10 @@ fn look_through(source: &Source) -> Result<Contents> {
     let (mut samples, mut rejects) = (Vec::new(), Vec::new());
     let digest = shard::read(&source.path, |sample| {
         match sample {
-            Ok(sample) => samples.push((sample.uid, sample.key, sample.info)),
+            Ok(sample) => {
+                rejects.extend(sample.lost);
+                samples.push((sample.uid, sample.key, sample.info));
+            }
             Err(reject) => rejects.push(reject),
         }
         true
@@ -319,11 +321,10 @@ fn pool_rows(samples: &[&(Uid, Info)], schema: &SchemaRef) -> Result<RecordBatch
             "face_bboxes" => face_bboxes(samples),
             "sha256" => {
                 let mut digests = FixedSizeBinaryBuilder::with_capacity(samples.len(), 32);
-                let mut bytes = [0; 32];
                 for (_, info) in samples {
                     match &info.sha256 {
-                        Some(text) if hex_decode(text, &mut bytes) => digests.append_value(bytes)?,
-                        _ => digests.append_null(),
+                        Some(bytes) => digests.append_value(bytes)?,
+                        None => digests.append_null(),
                     }
                 }
                 Arc::new(digests.finish())

@@ -1,0 +1,190 @@
+//! Sources as people have them: what is wrong with a value costs that value, and is listed.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Int64Array, ListArray, NullArray, RecordBatch, StringArray};
+use tarn_tests::{unchecked_text, write_parquet};
+
+use crate::source::{self, members, uid};
+use crate::{Sandbox, Test};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("parts_of_samples_are_never_mixed", names),
+    ("samples_without_uids_and_urls", unnamed),
+    ("text_that_is_not_utf8", not_utf8),
+    ("columns_that_a_pool_cannot_take", columns),
+    ("columns_that_are_all_null", nulls),
+    ("csv_with_an_open_quote", open_quote),
+    ("arrays_that_a_pool_cannot_take", arrays),
+];
+
+fn values(t: &Sandbox, sql: &str) -> Vec<String> {
+    t.ok(&["sql", "pool", "-c", sql, "--format", "csv"]).lines().skip(1).map(str::to_string).collect()
+}
+
+fn rejects(t: &Sandbox) -> Vec<String> {
+    let sql = "SELECT concat_ws(' ', regexp_replace(path, '.*/', ''), row, member, \"column\", reason, kept) AS r FROM rejects ORDER BY r";
+    values(t, sql).iter().map(|reject| reject.replace('"', "")).collect()
+}
+
+/// A metadata file of samples from `start` with these columns beside uid and url.
+fn table(t: &Sandbox, name: &str, start: usize, columns: &[(&str, ArrayRef)]) {
+    let rows = start..start + columns[0].1.len();
+    let text = |of: &dyn Fn(usize) -> String| -> ArrayRef { Arc::new(StringArray::from_iter_values(rows.clone().map(of))) };
+    let mut all = vec![("uid", text(&uid), true), ("url", text(&|i| format!("https://example.org/{i}")), true)];
+    all.extend(columns.iter().map(|(name, values)| (*name, values.clone(), true)));
+    write_parquet(&t.path(name), &RecordBatch::try_from_iter_with_nullable(all).unwrap());
+}
+
+fn texts(of: &[&str]) -> ArrayRef {
+    Arc::new(StringArray::from(of.to_vec()))
+}
+
+fn numbers(of: &[i64]) -> ArrayRef {
+    Arc::new(Int64Array::from(of.to_vec()))
+}
+
+/// Every image is stored with its own sample, whatever the members are called.
+fn names(t: &Sandbox) {
+    let called = |i: usize, key: &str| members(i).into_iter().map(|(name, bytes)| (name.replace(&format!("{i:09}"), key), bytes)).collect();
+    let twice: Vec<Vec<_>> = vec![called(1, "7"), called(2, "7"), called(3, "/abs/../3")];
+    let mut mixed: Vec<_> = called(4, "8");
+    mixed.extend::<Vec<_>>(called(5, "8"));
+    mixed.sort_by(|a: &(String, Vec<u8>), b| a.0.cmp(&b.0));
+    // Two archives, one behind the other.
+    let second = source::tar([members(6), members(7)].concat());
+    t.write("a.tar", [source::tar([twice.concat(), mixed].concat()), second].concat());
+    t.ok(&["ingest", "pool", "a.tar"]);
+    let mut expected: Vec<String> = [1, 2, 3, 6, 7].map(|i| format!("{},caption {i}", uid(i))).to_vec();
+    expected.sort();
+    assert_eq!(values(t, "SELECT uid_text(p.uid), text FROM pool p JOIN images USING (uid) ORDER BY 1"), expected);
+    for i in [1, 2, 3, 6, 7] {
+        std::fs::write(t.path("one.tar"), source::tar(members(i))).unwrap();
+        let digest = |pool: &str| {
+            let sql = format!("SELECT encode(sha256, 'hex') FROM images WHERE uid = '{}'", uid(i));
+            t.ok(&["sql", pool, "-c", &sql, "--format", "csv"])
+        };
+        t.ok(&["ingest", &format!("pool{i}"), "one.tar"]);
+        assert_eq!(digest("pool"), digest(&format!("pool{i}")), "image of sample {i}");
+    }
+    let listed = rejects(t);
+    assert!(listed.iter().any(|r| r == "a.tar 8 member name comes twice, in another order false"), "{listed:?}");
+    assert_eq!(values(t, "SELECT count(*) FROM images"), ["5"]);
+}
+
+/// Equal captions, or none, do not make equal samples.
+fn unnamed(t: &Sandbox) {
+    let captions = ["", "", "image", "image"];
+    let pairs = captions
+        .iter()
+        .enumerate()
+        .flat_map(|(i, text)| [(format!("{i}.jpg"), source::picture(i)), (format!("{i}.txt"), text.as_bytes().to_vec())]);
+    let shard = source::tar(pairs);
+    t.write("a.tar", &shard);
+    t.ok(&["ingest", "pool", "a.tar"]);
+    assert_eq!(values(t, "SELECT count(*), count(DISTINCT sha256) FROM images"), ["4,4"]);
+    // The same again, and the same image under another key.
+    t.write("a.tar", [shard, source::tar([("9.jpg".to_string(), source::picture(0)), ("9.txt".to_string(), vec![])])].concat());
+    t.ok(&["ingest", "pool", "a.tar"]);
+    assert_eq!(values(t, "SELECT count(*), count(DISTINCT sha256) FROM images"), ["5,4"]);
+}
+
+fn not_utf8(t: &Sandbox) {
+    let captions: Vec<Vec<u8>> =
+        (0..20_000).map(|i| if i == 9000 { b"caf\xe9 9000".to_vec() } else { format!("caption {i}").into_bytes() }).collect();
+    let captions: Vec<&[u8]> = captions.iter().map(Vec::as_slice).collect();
+    table(t, "a.parquet", 0, &[("text", unchecked_text(&captions)), ("extra", unchecked_text(&captions))]);
+    t.write("b.csv", [&b"url,text\nu1,caf\xe9\nu2,plain\n"[..]].concat());
+    let mut bad = members(30_000);
+    bad[1].1 = format!(r#"{{"uid": "{}", "caption": "half \ud83d", "exif": {{"x": "\udc00"}}, "big": 1e999}}"#, uid(30_000)).into_bytes();
+    bad.remove(2);
+    t.write("c.tar", source::tar(bad));
+    t.ok(&["ingest", "pool", "a.parquet", "b.csv", "c.tar"]);
+    let replaced = "not UTF-8, replaced by U+FFFD true";
+    let expected = [
+        format!("a.parquet 9000 extra {replaced}"),
+        format!("a.parquet 9000 text {replaced}"),
+        format!("b.csv 0 text {replaced}"),
+        "c.tar 000030000 text half of a surrogate pair, replaced by U+FFFD true".to_string(),
+    ];
+    assert_eq!(rejects(t), expected);
+    assert_eq!(values(t, "SELECT count(*), count(text), count(DISTINCT text) FROM pool"), ["20003,20003,20003"]);
+    let sql = "SELECT text FROM pool WHERE contains(text, chr(65533)) ORDER BY text";
+    assert_eq!(values(t, sql), ["caf\u{fffd}", "caf\u{fffd} 9000", "half \u{fffd}"]);
+    t.ok(&["verify", "pool"]);
+}
+
+fn columns(t: &Sandbox) {
+    let odd = ["a.b", "", "_rowid", "_distance", "good"].map(|name| (name, numbers(&[1, 2])));
+    table(t, "a.parquet", 0, &odd);
+    table(t, "b.parquet", 2, &[("original_width", texts(&["5", "x"])), ("TEXT", texts(&["upper", "case"]))]);
+    let lists = ListArray::from_iter_primitive::<arrow::datatypes::Int64Type, _, _>([Some([Some(1)]), None]);
+    table(t, "c.parquet", 4, &[("Caption", texts(&["a", "b"])), ("good", Arc::new(lists) as ArrayRef)]);
+    let mut captions = arrow::array::ListBuilder::new(arrow::array::StringBuilder::new());
+    captions.append_value([Some("first"), Some("second")]);
+    captions.append_value([Some("only")]);
+    table(t, "d.parquet", 6, &[("text", Arc::new(captions.finish()) as ArrayRef)]);
+    t.ok(&["ingest", "pool", "a.parquet", "b.parquet", "c.parquet", "d.parquet"]);
+    let name = "a column has a name that a pool cannot have true";
+    let mut expected = vec![
+        format!("a.parquet  {name}"),
+        format!("a.parquet _distance {name}"),
+        format!("a.parquet _rowid {name}"),
+        format!("a.parquet a.b {name}"),
+        "b.parquet 1 original_width does not fit the column's type true".to_string(),
+        "c.parquet good a column has another type than the pool's true".to_string(),
+        "d.parquet 0 text a list, of which the first is taken true".to_string(),
+    ];
+    expected.sort();
+    let mut listed = rejects(t);
+    listed.sort();
+    assert_eq!(listed, expected);
+    assert_eq!(
+        values(t, "SELECT text, original_width, good FROM pool ORDER BY url"),
+        [",,1", ",,2", "upper,5,", "case,,", "a,,", "b,,", "first,,", "only,,"]
+    );
+}
+
+/// NULL is a value of any type.
+fn nulls(t: &Sandbox) {
+    let null = || Arc::new(NullArray::new(2)) as ArrayRef;
+    table(t, "a.parquet", 0, &[("extra", null()), ("text", null()), ("face_bboxes", null())]);
+    table(t, "b.parquet", 2, &[("extra", texts(&["x", "y"])), ("text", texts(&["a", "b"]))]);
+    table(t, "c.parquet", 4, &[("extra", null()), ("text", null())]);
+    for file in ["a.parquet", "b.parquet", "c.parquet"] {
+        t.ok(&["ingest", "pool", file, "--strict"]);
+    }
+    assert_eq!(values(t, "SELECT text, extra FROM pool ORDER BY url"), [",", ",", "a,x", "b,y", ",", ","]);
+    assert_eq!(rejects(t), [""; 0]);
+}
+
+fn open_quote(t: &Sandbox) {
+    t.write("a.csv", "url,text\nu1,\"never closed\nu2,\"two\nlines\"\nu3\nu4,four\nu5,\"open at the end\nu6,six");
+    t.ok(&["ingest", "pool", "a.csv"]);
+    assert_eq!(values(t, "SELECT url, replace(text, chr(10), '|') FROM pool ORDER BY url"), ["u2,two|lines", "u4,four", "u6,six"]);
+    let expected = [
+        "a.csv 0 a quote is not closed false",
+        "a.csv 2 another number of fields than the header false",
+        "a.csv 4 a quote is not closed false",
+    ];
+    assert_eq!(rejects(t), expected);
+}
+
+fn arrays(t: &Sandbox) {
+    source::metadata(&t.path("a.parquet"), 0..5);
+    let vectors = |n: usize, dim: usize| (0..n).flat_map(|i| source::vector(i, dim)).collect::<Vec<_>>();
+    // One of another number of rows, one whose name no column can have, and one that is a column of text.
+    let all = [
+        ("short", 4, vectors(3, 4)),
+        ("b32_img", 512, vectors(5, 512)),
+        ("a.b", 4, vectors(5, 4)),
+        ("text", 4, vectors(5, 4)),
+        ("own", 4, vectors(5, 4)),
+    ];
+    source::write_npz(&t.path("a.npz"), all.into_iter(), false);
+    t.ok(&["ingest", "pool", "a.parquet", "a.npz"]);
+    assert_eq!(values(t, "SELECT count(b32_img), count(own), count(text) FROM pool"), ["5,5,5"]);
+    let expected = ["a.b", "short", "text"].map(|name| format!("a.npz {name} array of another type or shape true"));
+    assert_eq!(rejects(t), expected);
+    assert_eq!(values(t, "SELECT kind, rows, rejected FROM ledger ORDER BY kind"), ["embeddings,5,3", "metadata,5,0"]);
+}
