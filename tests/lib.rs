@@ -8,6 +8,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Float32Array, Int64Array, RecordBatch, StringArray};
 use arrow::buffer::OffsetBuffer;
 use parquet::arrow::ArrowWriter;
+use parquet::file::metadata::{ParquetMetaDataReader, ParquetMetaDataWriter};
 
 /// The folder of real data, where `TARN_TEST_DATA` names one.
 pub fn test_data() -> Option<PathBuf> {
@@ -80,4 +81,22 @@ pub fn write_parquet(path: &Path, batch: &RecordBatch) {
     let mut writer = ArrowWriter::try_new(file, batch.schema(), None).expect("a plain schema");
     writer.write(batch).expect("a writable file");
     writer.close().expect("a writable file");
+}
+
+/// Takes the statistics of a row group's columns away, as files have it whose writer leaves out those of long values.
+pub fn remove_statistics(path: &Path, row_group: usize) {
+    let bytes = std::fs::read(path).expect("written before");
+    let metadata = ParquetMetaDataReader::new().parse_and_finish(&File::open(path).expect("written before")).expect("a parquet file");
+    let mut builder = metadata.into_builder();
+    let mut groups = builder.take_row_groups();
+    let group = groups.remove(row_group);
+    let columns = group.columns().iter().map(|column| column.clone().into_builder().clear_statistics().build().expect("as before"));
+    let columns = columns.collect();
+    groups.insert(row_group, group.into_builder().set_column_metadata(columns).build().expect("as before"));
+    let metadata = builder.set_row_groups(groups).build();
+    // The footer's length stands before the last four bytes.
+    let end = bytes.len() - 8 - u32::from_le_bytes(bytes[bytes.len() - 8..bytes.len() - 4].try_into().expect("four bytes")) as usize;
+    let mut out = bytes[..end].to_vec();
+    ParquetMetaDataWriter::new(&mut out, &metadata).finish().expect("a footer");
+    std::fs::write(path, out).expect("a writable file");
 }

@@ -33,6 +33,7 @@ mod expand;
 mod filter;
 mod functions;
 mod nearest;
+mod negative_zero;
 mod own_buffers;
 #[cfg(test)]
 mod properties;

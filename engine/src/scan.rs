@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::common::{DFSchema, DataFusionError, Result, Statistics};
+use datafusion::common::{DFSchema, DataFusionError, Result, ScalarValue, Statistics};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, Operator, TableProviderFilterPushDown, TableType};
@@ -132,13 +132,24 @@ fn is_simple(expr: &Expr) -> bool {
                     | Operator::Minus
                     | Operator::Multiply
             ),
-            Expr::Column(_) | Expr::Literal(..) | Expr::Cast(_) | Expr::Not(_) | Expr::Between(_) | Expr::InList(_) => true,
+            // Indexes order NaN in their own way.
+            Expr::Literal(value, _) => !is_nan(value),
+            Expr::Column(_) | Expr::Cast(_) | Expr::Not(_) | Expr::Between(_) | Expr::InList(_) => true,
             Expr::IsNull(_) | Expr::IsNotNull(_) | Expr::IsTrue(_) | Expr::IsFalse(_) | Expr::IsNotTrue(_) | Expr::IsNotFalse(_) => true,
             _ => false,
         };
         Ok(if simple { TreeNodeRecursion::Continue } else { TreeNodeRecursion::Stop })
     });
     simple && walked.is_ok()
+}
+
+fn is_nan(value: &ScalarValue) -> bool {
+    match value {
+        ScalarValue::Float64(Some(x)) => x.is_nan(),
+        ScalarValue::Float32(Some(x)) => x.is_nan(),
+        ScalarValue::Float16(Some(x)) => x.is_nan(),
+        _ => false,
+    }
 }
 
 /// Bytes that a value of this type takes, roughly.

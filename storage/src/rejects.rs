@@ -1,14 +1,14 @@
 //! `rejects`: what an ingest left out, and why.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::array::{AsArray, BooleanArray, Int64Array, RecordBatch, RecordBatchIterator, StringArray};
+use arrow::array::{Array, AsArray, BooleanArray, Int64Array, RecordBatch, RecordBatchIterator, StringArray};
 use futures::TryStreamExt;
 use lance::Dataset;
 
 use crate::ledger::FileDigest;
-use crate::uid::hex_encode;
+use crate::uid::{hex_decode, hex_encode};
 use crate::{Error, Pool, Result, Table, schema};
 
 /// One thing that was left out: a file, a row or member of it, or one value.
@@ -103,6 +103,27 @@ pub(crate) async fn forget(pool: &Pool, paths: &BTreeSet<String>, is_known: impl
         dataset.delete(&predicate).await.map_err(Error::lance(pool.uri(Table::Rejects)))?;
     }
     Ok(())
+}
+
+/// What was left out of a file beside values: how many rows or members, and the reason of one of them.
+pub(crate) type LeftOut = BTreeMap<FileDigest, (u64, String)>;
+
+/// Returns what was left out of each file, by its digest; files of which nothing was are not among them.
+pub(crate) async fn left_out(pool: &Pool) -> Result<LeftOut> {
+    let mut found = LeftOut::new();
+    let Some(dataset) = pool.dataset(Table::Rejects).await? else { return Ok(found) };
+    let mut stream = scan(&dataset, &["reason", "kept", "sha256"]).await?;
+    while let Some(batch) = stream.try_next().await.map_err(Error::lance(dataset.uri()))? {
+        let (reasons, kept, digests) =
+            (batch.column(0).as_string::<i32>(), batch.column(1).as_boolean(), batch.column(2).as_string::<i32>());
+        for row in (0..batch.num_rows()).filter(|&row| !kept.value(row) && digests.is_valid(row)) {
+            let mut digest = [0; 32];
+            if hex_decode(digests.value(row), &mut digest) {
+                found.entry(digest).or_insert_with(|| (0, reasons.value(row).to_string())).0 += 1;
+            }
+        }
+    }
+    Ok(found)
 }
 
 async fn scan(dataset: &Dataset, columns: &[&str]) -> Result<lance::dataset::scanner::DatasetRecordBatchStream> {

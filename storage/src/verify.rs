@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use crate::ledger::{Ledger, Tables};
 use crate::lock::Lock;
 use crate::pool::uids_of;
-use crate::{Error, OnProgress, Pool, Progress, Result, Table, Uid, images};
+use crate::{Error, OnProgress, Pool, Progress, Result, Table, Uid, images, rejects};
 
 /// What to look at.
 #[derive(Debug, Clone, Default)]
@@ -50,6 +50,9 @@ pub enum State {
 
 /// An embedding is a direction: its length is 1 up to float16's rounding.
 const NORM_TOLERANCE: f32 = 0.01;
+
+/// Files that are named, of which not all rows came in.
+const FILES: usize = 20;
 
 /// Rows of images read at a time.
 const BLOBS: usize = 256;
@@ -101,7 +104,7 @@ fn push(found: &mut Vec<Finding>, check: &'static str, state: State, text: Strin
     found.push(Finding { check, state, text });
 }
 
-/// Whether the tables have the rows that the ledger says.
+/// Whether the tables have the rows that the ledger says, and of which files not all rows came in.
 async fn counts(pool: &Pool, table: &Dataset, images: Option<&Dataset>, options: &Options, found: &mut Vec<Finding>) -> Result<()> {
     // Opening it to write completes it by what a stopped ingest has committed.
     let tables = Tables::open(pool).await?;
@@ -124,6 +127,22 @@ async fn counts(pool: &Pool, table: &Dataset, images: Option<&Dataset>, options:
         let rows = images.count_rows(None).await.map_err(wrap(images))? as u64;
         compare("images", rows, sum(&["shard"], |e| e.rows));
     }
+    let left_out = rejects::left_out(pool).await?;
+    let lacking: Vec<_> = ledger.entries().iter().filter_map(|e| Some((&e.path, left_out.get(&e.digest)?))).collect();
+    for (path, (count, reason)) in lacking.iter().take(FILES) {
+        push(found, "files", State::Note, format!("{path} came in without {count} rows or members: {reason}"));
+    }
+    let more = lacking.len().saturating_sub(FILES);
+    if more > 0 {
+        push(
+            found,
+            "files",
+            State::Note,
+            format!("{more} more files came in without some of their rows: see the tables ledger and rejects"),
+        );
+    }
+    let whole = ledger.entries().len() - lacking.len();
+    push(found, "files", State::Good, format!("{whole} of {} files in the ledger came in whole", ledger.entries().len()));
     Ok(())
 }
 

@@ -16,6 +16,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("columns_that_are_all_null", nulls),
     ("csv_with_an_open_quote", open_quote),
     ("arrays_that_a_pool_cannot_take", arrays),
+    ("minima_beside_missing_statistics", missing_statistics),
+    ("zeros_and_nans_with_and_without_an_index", zeros),
+    ("verify_names_files_that_lack_rows", verify),
 ];
 
 fn values(t: &Sandbox, sql: &str) -> Vec<String> {
@@ -187,4 +190,64 @@ fn arrays(t: &Sandbox) {
     let expected = ["a.b", "short", "text"].map(|name| format!("a.npz {name} array of another type or shape true"));
     assert_eq!(rejects(t), expected);
     assert_eq!(values(t, "SELECT kind, rows, rejected FROM ledger ORDER BY kind"), ["embeddings,5,3", "metadata,5,0"]);
+}
+
+/// Once this passes with datafusion.execution.collect_statistics on, the session need not switch it off.
+fn missing_statistics(t: &Sandbox) {
+    table(t, "m.parquet", 0, &[("n", numbers(&[5]))]);
+    t.ok(&["ingest", "pool", "m.parquet"]);
+    write_groups(&t.path("u.parquet"), &[&[5, 6], &[1, 9]]);
+    tarn_tests::remove_statistics(&t.path("u.parquet"), 1);
+    assert_eq!(values(t, "SELECT min(n), max(n), count(*) FROM 'u.parquet'"), ["1,9,4"]);
+    assert_eq!(values(t, "SELECT n FROM 'u.parquet' ORDER BY n DESC LIMIT 1"), ["9"]);
+}
+
+/// A row group each.
+fn write_groups(path: &std::path::Path, groups: &[&[i64]]) {
+    let batch = |values: &[i64]| RecordBatch::try_from_iter([("n", numbers(values))]).unwrap();
+    let mut writer = parquet::arrow::ArrowWriter::try_new(std::fs::File::create(path).unwrap(), batch(&[]).schema(), None).unwrap();
+    for group in groups {
+        writer.write(&batch(group)).unwrap();
+        writer.flush().unwrap();
+    }
+    writer.close().unwrap();
+}
+
+/// -0 equals 0, and NaN is above every number, whoever compares.
+fn zeros(t: &Sandbox) {
+    let y: ArrayRef = Arc::new(arrow::array::Float64Array::from_iter((0..40).map(|i| (i % 5 > 0).then_some(f64::from(i % 4) - 1.0))));
+    table(t, "a.parquet", 0, &[("y", y)]);
+    t.ok(&["ingest", "pool", "a.parquet"]);
+    let conditions = [
+        ("y = -0.0", 8),
+        ("y = 0.0", 8),
+        ("y < -0.0", 8),
+        ("y >= -0.0", 24),
+        ("y IN (-0.0, 2.0)", 16),
+        ("y BETWEEN -1.0 AND -0.0", 16),
+        ("y <> -0.0", 24),
+        ("y = CAST('-0' AS DOUBLE)", 8),
+        ("y < CAST('NaN' AS DOUBLE)", 32),
+        ("y > CAST('NaN' AS DOUBLE)", 0),
+        ("y = CAST('NaN' AS DOUBLE)", 0),
+        ("y <> CAST('NaN' AS DOUBLE)", 32),
+    ];
+    let count = |when: &str| {
+        for (condition, expected) in conditions {
+            let sql = format!("SELECT count(*) FROM pool WHERE {condition}");
+            assert_eq!(values(t, &sql), [expected.to_string()], "{condition} {when}");
+        }
+    };
+    count("without an index");
+    t.ok(&["sql", "pool", "-c", "CREATE INDEX ON pool (y) USING btree"]);
+    count("with an index");
+}
+
+fn verify(t: &Sandbox) {
+    t.write("a.csv", "url,text\nu1,one\nu2\n");
+    t.write("b.csv", "url,text\nu3,three\n");
+    t.ok(&["ingest", "pool", "a.csv", "b.csv"]);
+    let said = t.ok(&["verify", "pool"]);
+    assert!(said.contains("a.csv came in without 1 rows or members: another number of fields than the header"), "{said}");
+    assert!(said.contains("1 of 2 files in the ledger came in whole"), "{said}");
 }
