@@ -257,8 +257,23 @@ fn checkpoint() -> Checkpoint {
     Checkpoint { config: OpenClipConfig { model_cfg, preprocess_cfg: PreprocessConfig::default() }, values }
 }
 
+/// How a `.pt` file holds its parameters.
+#[derive(Clone, Copy, PartialEq)]
+enum Layout {
+    /// A dictionary under this name, beside the epoch.
+    Under(&'static str),
+    /// The same with matrices whose storage is of their transpose.
+    Transposed,
+    /// A tree of objects, as TorchScript saves modules.
+    Script,
+}
+
 /// What `torch.save({"epoch": 1, "state_dict": ...})` writes, with the operations that it uses.
 fn pt(checkpoint: &Checkpoint, prefix: &str) -> Vec<u8> {
+    pt_of(checkpoint, prefix, Layout::Under("state_dict"))
+}
+
+fn pt_of(checkpoint: &Checkpoint, prefix: &str, layout: Layout) -> Vec<u8> {
     fn text(out: &mut Vec<u8>, text: &str) {
         out.push(b'X');
         out.extend((text.len() as u32).to_le_bytes());
@@ -274,35 +289,72 @@ fn pt(checkpoint: &Checkpoint, prefix: &str) -> Vec<u8> {
         out.push(b't');
     }
     let parameters = Parameters::new(&checkpoint.config.model_cfg);
-    let mut pickle = b"\x80\x02}q\x00(".to_vec();
-    text(&mut pickle, "epoch");
-    int(&mut pickle, 1);
-    text(&mut pickle, "state_dict");
-    pickle.extend(b"ccollections\nOrderedDict\nq\x01)R(");
-    for (i, parameter) in parameters.all.iter().enumerate() {
-        text(&mut pickle, &format!("{prefix}{}", parameter.name));
+    let is_turned = |shape: &[usize]| layout == Layout::Transposed && shape.len() == 2;
+    let tensor = |pickle: &mut Vec<u8>, i: usize| {
+        let parameter = &parameters.all[i];
         pickle.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
-        text(&mut pickle, "storage");
+        text(pickle, "storage");
         pickle.extend(b"ctorch\nFloatStorage\n");
-        text(&mut pickle, &i.to_string());
-        text(&mut pickle, "cpu");
-        int(&mut pickle, parameter.range.len());
+        text(pickle, &i.to_string());
+        text(pickle, "cpu");
+        int(pickle, parameter.range.len());
         pickle.extend(b"tQ");
-        int(&mut pickle, 0);
-        tuple(&mut pickle, &parameter.shape);
+        int(pickle, 0);
+        tuple(pickle, &parameter.shape);
         let strides = (0..parameter.shape.len()).map(|d| parameter.shape[d + 1..].iter().product()).collect::<Vec<usize>>();
-        tuple(&mut pickle, &strides);
+        tuple(pickle, if is_turned(&parameter.shape) { vec![1, parameter.shape[0]] } else { strides }.as_slice());
         pickle.extend(b"\x89ccollections\nOrderedDict\n)RtR");
+    };
+    let object = b"c__torch__.model\nCLIP\nq\x01)\x81}(";
+    let mut pickle = b"\x80\x02".to_vec();
+    let all = || parameters.all.iter().enumerate();
+    match layout {
+        Layout::Script => {
+            pickle.extend(object);
+            text(&mut pickle, "training");
+            pickle.push(b'\x89');
+            for (i, parameter) in all().filter(|(_, parameter)| !parameter.name.starts_with("visual.")) {
+                text(&mut pickle, &parameter.name);
+                tensor(&mut pickle, i);
+            }
+            text(&mut pickle, "visual");
+            pickle.extend(object);
+            for (i, name) in all().filter_map(|(i, parameter)| Some((i, parameter.name.strip_prefix("visual.")?))) {
+                text(&mut pickle, name);
+                tensor(&mut pickle, i);
+            }
+            pickle.extend(b"ubub.");
+        }
+        _ => {
+            pickle.extend(b"}q\x00(");
+            text(&mut pickle, "epoch");
+            int(&mut pickle, 1);
+            text(&mut pickle, if let Layout::Under(key) = layout { key } else { "state_dict" });
+            pickle.extend(b"ccollections\nOrderedDict\nq\x01)R(");
+            for (i, parameter) in all() {
+                text(&mut pickle, &format!("{prefix}{}", parameter.name));
+                tensor(&mut pickle, i);
+            }
+            pickle.extend(b"uu.");
+        }
     }
-    pickle.extend(b"uu.");
     let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
     let options = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
     zip.start_file("epoch_1/data.pkl", options).unwrap();
     zip.write_all(&pickle).unwrap();
     for (i, parameter) in parameters.all.iter().enumerate() {
         zip.start_file(format!("epoch_1/data/{i}"), options).unwrap();
-        let bytes: Vec<u8> = checkpoint.values[parameter.range.clone()].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let mut values = checkpoint.values[parameter.range.clone()].to_vec();
+        if is_turned(&parameter.shape) {
+            let (rows, columns) = (parameter.shape[0], parameter.shape[1]);
+            values = (0..rows * columns).map(|at| values[at % rows * columns + at / rows]).collect();
+        }
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         zip.write_all(&bytes).unwrap();
+    }
+    if layout == Layout::Script {
+        zip.start_file("epoch_1/constants.pkl", options).unwrap();
+        zip.write_all(b"\x80\x02).").unwrap();
     }
     zip.finish().unwrap().into_inner()
 }
@@ -317,6 +369,34 @@ fn pytorch(t: &Sandbox) {
         assert!(Checkpoint::read(&t.path(name)).unwrap().values == checkpoint.values, "{name}");
     }
     assert!(Checkpoint::read(&t.path("pt")).unwrap().values == checkpoint.values);
+    let wrapped = ["_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model."].map(|prefix| (prefix, Layout::Under("state_dict")));
+    let layouts = [Layout::Under("model"), Layout::Transposed, Layout::Script].map(|layout| ("", layout));
+    for (i, (prefix, layout)) in wrapped.into_iter().chain(layouts).enumerate() {
+        t.write("pt/other.pt", pt_of(&checkpoint, prefix, layout));
+        assert!(Checkpoint::read(&t.path("pt/other.pt")).unwrap().values == checkpoint.values, "{i}: {prefix}");
+    }
+    let refused = |name: &str| Checkpoint::read(&t.path(name)).err().map(|e| e.to_string()).unwrap_or_default();
+    t.write("pt/other.pt", pt_of(&checkpoint, "", Layout::Under("ema")));
+    let error = refused("pt/other.pt");
+    assert!(error.ends_with("expected parameters at its top, or under 'state_dict' or 'model', got 'epoch', 'ema'"), "{error}");
+    // What is not a number, and what the configuration does not say.
+    for (value, shown) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf")] {
+        let mut bad = checkpoint.clone();
+        let parameters = Parameters::new(&bad.config.model_cfg);
+        let projection = parameters.all.iter().find(|parameter| parameter.name == "text_projection").unwrap();
+        bad.values[projection.range.start + 5] = value;
+        bad.write(&t.path("bad")).unwrap();
+        let error = refused("bad");
+        assert!(error.ends_with(&format!("parameter 'text_projection' holds {shown}, expected finite numbers")), "{error}");
+    }
+    checkpoint.write(&t.path("layers")).unwrap();
+    let config = std::fs::read_to_string(t.path("layers/open_clip_config.json")).unwrap();
+    let layers = format!("\"layers\": {}", checkpoint.config.model_cfg.text_cfg.layers);
+    assert!(config.contains(&layers), "{config}");
+    t.write("layers/open_clip_config.json", config.replace(&layers, "\"layers\": 1"));
+    assert!(refused("layers").contains("is not of the model that the configuration describes"), "{}", refused("layers"));
+    t.write("layers/open_clip_config.json", config.replace(&layers, "\"layers\": 99"));
+    assert!(refused("layers").ends_with("is missing"), "{}", refused("layers"));
     // Without a configuration the shapes say which model it is, if heads are 64 wide.
     t.write("alone.pt", pt(&checkpoint, ""));
     let error = Checkpoint::read(&t.path("alone.pt")).err().map(|e| e.to_string()).unwrap_or_default();

@@ -32,7 +32,8 @@ impl Checkpoint {
     /// `open_clip_config.json` beside it. A PyTorch file without one is taken for the model that its shapes say, with
     /// heads of 64 and the exact GELU.
     ///
-    /// Weights are float32, float16 or bfloat16; every parameter must be there with its shape.
+    /// Weights are float32, float16 or bfloat16; every parameter must be there with its shape and finite values, and no
+    /// other parameter.
     pub fn read(path: &Path) -> Result<Checkpoint> {
         let (folder, file) = match path.is_dir() {
             true if !path.join(CONFIG_FILE).exists() => return Err(Error::NotACheckpoint { path: path.to_path_buf() }),
@@ -47,6 +48,7 @@ impl Checkpoint {
         let config = config_path.exists().then(|| OpenClipConfig::read(&config_path)).transpose()?;
         let is_safetensors = file.extension().is_some_and(|extension| extension == "safetensors");
         let mut tensors = if is_safetensors { read_safetensors(&file)? } else { pickle::read_tensors(&file)? };
+        strip_prefixes(&mut tensors);
         let config = match config {
             Some(config) => config,
             None if is_safetensors => return Err(Error::NotACheckpoint { path: folder.to_path_buf() }),
@@ -66,7 +68,17 @@ impl Checkpoint {
             if tensor.shape != parameter.shape {
                 return Err(Error::ParameterShape { path, name, expected: parameter.shape.clone(), got: tensor.shape });
             }
-            values.extend(tensor.values.map_err(|got| Error::ParameterType { path, name, got })?);
+            let of_tensor = tensor.values.map_err(|got| Error::ParameterType { path: path.clone(), name: name.clone(), got })?;
+            if let Some(got) = of_tensor.iter().find(|value| !value.is_finite()) {
+                return Err(Error::ParameterValue { path, name, got: *got });
+            }
+            values.extend(of_tensor);
+        }
+        // Masks are computed, not learned.
+        let mut unknown: Vec<String> = tensors.into_keys().filter(|name| !name.ends_with("attn_mask")).collect();
+        unknown.sort();
+        if let Some(name) = unknown.first() {
+            return Err(Error::ParameterUnknown { path: file, name: name.clone(), more: unknown.len() - 1 });
         }
         Ok(Checkpoint { config, values })
     }
@@ -84,6 +96,16 @@ pub(crate) fn write_model(folder: &Path, config: &OpenClipConfig, mut values: im
     let parameters = Parameters::new(&config.model_cfg).all;
     let tensors: Vec<_> = parameters.iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
     write_safetensors(&folder.join(WEIGHTS_FILE), &tensors, |i| values(parameters[i].range.clone()))
+}
+
+/// Takes off what wrappers put before every name: data-parallel training, `torch.compile`, Lightning.
+fn strip_prefixes(tensors: &mut HashMap<String, Tensor>) {
+    while let Some(prefix) = ["module.", "_orig_mod.", "model."]
+        .into_iter()
+        .find(|prefix| !tensors.is_empty() && tensors.keys().all(|name| name.starts_with(prefix)))
+    {
+        *tensors = std::mem::take(tensors).into_iter().map(|(name, tensor)| (name[prefix.len()..].to_string(), tensor)).collect();
+    }
 }
 
 fn read_safetensors(path: &Path) -> Result<HashMap<String, Tensor>> {

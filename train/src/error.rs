@@ -22,7 +22,11 @@ pub enum Error {
     ParameterMissing { path: PathBuf, name: String },
     #[error("{}: parameter '{name}' has shape {got:?}, the configuration asks for {expected:?}", path.display())]
     ParameterShape { path: PathBuf, name: String, expected: Vec<usize>, got: Vec<usize> },
-    #[error("{}: parameter '{name}' is of {got}, expected row-major float32, float16 or bfloat16", path.display())]
+    #[error("{}: parameter '{name}' holds {got}, expected finite numbers", path.display())]
+    ParameterValue { path: PathBuf, name: String, got: f32 },
+    #[error("{}: parameter '{name}'{} is not of the model that the configuration describes", path.display(), if *more > 0 { format!(" and {more} more") } else { String::new() })]
+    ParameterUnknown { path: PathBuf, name: String, more: usize },
+    #[error("{}: parameter '{name}' is of {got}, expected float32, float16 or bfloat16", path.display())]
     ParameterType { path: PathBuf, name: String, got: String },
     #[error("{}: {source}", path.display())]
     Safetensors { path: PathBuf, source: safetensors::SafeTensorError },
@@ -86,7 +90,8 @@ impl Error {
                 Some(newest) => format!("the run is not finished; its newest checkpoint is {}", newest.display()),
                 None => "give the folder that tarn train -o wrote".into(),
             },
-            Error::ParameterShape { .. } | Error::ParameterMissing { .. } => {
+            Error::ParameterValue { .. } => "the training that wrote it diverged: take an earlier checkpoint".into(),
+            Error::ParameterShape { .. } | Error::ParameterMissing { .. } | Error::ParameterUnknown { .. } => {
                 "open_clip_config.json and the weights beside it belong to different models".into()
             }
             Error::Share { world, .. } => format!("choose a batch that {world} divides, or another number of processes"),

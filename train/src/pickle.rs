@@ -18,19 +18,29 @@ pub fn read_tensors(path: &Path) -> Result<HashMap<String, Tensor>> {
     let file = File::open(path).map_err(Error::io(path))?;
     let mut zip = ZipArchive::new(file).map_err(|_| wrong("it is not a file that torch.save of PyTorch 1.6 or later wrote"))?;
     let names: Vec<String> = zip.file_names().filter_map(|name| name.ok().map(|name| name.into_owned())).collect();
+    let is_script = names.iter().any(|name| name.ends_with("/constants.pkl"));
     let pickle = names.into_iter().find(|name| name.ends_with("/data.pkl"));
-    let pickle = pickle.ok_or_else(|| wrong("it holds no data.pkl: a TorchScript archive is not a checkpoint"))?;
+    let pickle = pickle.ok_or_else(|| wrong("it holds no data.pkl, in which torch.save writes what it saves"))?;
     let folder = pickle.trim_end_matches("data.pkl").to_string();
     let mut bytes = Vec::new();
     zip.by_name(&pickle).map_err(|e| wrong(&e.to_string()))?.read_to_end(&mut bytes).map_err(Error::io(path))?;
     let top = Machine { rest: &bytes, stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() }.run().map_err(|e| wrong(&e))?;
 
-    // open_clip's checkpoints have the weights under `state_dict`, beside the optimizer.
-    let state = top.get("state_dict").unwrap_or(top);
-    let Value::Dict(entries) = state else { return Err(wrong("it holds no state dictionary")) };
+    // open_clip's checkpoints have the weights under `state_dict`, beside the optimizer; others call them `model`.
+    let inner = ["state_dict", "model", "model_state_dict"].iter().find_map(|key| top.get(key).filter(Value::is_dict));
+    let entries = match inner.unwrap_or_else(|| top.clone()) {
+        // A TorchScript archive is a tree of modules, whose attributes are its entries.
+        state if is_script => state.flat(),
+        Value::Dict(entries) => entries.borrow().clone(),
+        _ => return Err(wrong("it holds no state dictionary: save one with torch.save(model.state_dict(), path)")),
+    };
+    if !entries.iter().any(|(_, value)| matches!(value, Value::Tensor(_))) {
+        let keys = entries.iter().filter_map(|(key, _)| key.text()).take(8).map(|key| format!("'{key}'")).collect::<Vec<_>>().join(", ");
+        return Err(wrong(&format!("expected parameters at its top, or under 'state_dict' or 'model', got {keys}")));
+    }
     let mut storages: HashMap<Rc<str>, Vec<u8>> = HashMap::new();
     let mut tensors = HashMap::new();
-    for (name, value) in entries.borrow().iter() {
+    for (name, value) in &entries {
         let (Value::Text(name), Value::Tensor(view)) = (name, value) else { continue };
         if !storages.contains_key(&view.key) {
             let mut bytes = Vec::new();
@@ -38,8 +48,6 @@ pub fn read_tensors(path: &Path) -> Result<HashMap<String, Tensor>> {
             member.read_to_end(&mut bytes).map_err(Error::io(path))?;
             storages.insert(view.key.clone(), bytes);
         }
-        // Data-parallel training puts a module around the model.
-        let name = name.strip_prefix("module.").unwrap_or(name);
         let values = view.values(&storages[&view.key]).ok_or_else(|| view.kind.to_string());
         tensors.insert(name.to_string(), Tensor { shape: view.shape.clone(), values });
     }
@@ -62,32 +70,55 @@ struct View {
 }
 
 impl View {
-    /// `None` for other than floats, and for tensors that are not row-major or leave their storage.
+    /// Returns the values in row-major order, however they lie; `None` for other than floats, and for tensors that leave
+    /// their storage.
     fn values(&self, storage: &[u8]) -> Option<Vec<f32>> {
         if self.shape.len() != self.strides.len() {
             return None;
         }
-        let mut expected = 1;
-        for (&n, &stride) in self.shape.iter().zip(&self.strides).rev() {
-            if n > 1 && stride != expected {
-                return None;
-            }
-            expected = usize::checked_mul(expected, n)?;
-        }
-        let of = |size: usize| storage.get(self.offset.checked_mul(size)?..self.offset.checked_add(expected)?.checked_mul(size)?);
-        let pairs = || Some(of(2)?.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])));
-        Some(match &*self.kind {
-            "FloatStorage" => of(4)?.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-            "HalfStorage" => pairs()?.map(|b| f16::from_bits(b).to_f32()).collect(),
-            "BFloat16Storage" => pairs()?.map(|b| bf16::from_bits(b).to_f32()).collect(),
+        let size = match &*self.kind {
+            "FloatStorage" => 4,
+            "HalfStorage" | "BFloat16Storage" => 2,
             _ => return None,
-        })
+        };
+        let len = self.shape.iter().try_fold(1usize, |len, n| len.checked_mul(*n))?;
+        // A stride of 0 makes a tensor of any size of a few bytes.
+        if len.checked_mul(size)? > storage.len() {
+            return None;
+        }
+        let value = |at: usize| {
+            let bytes = storage.get(at.checked_mul(size)?..at.checked_add(1)?.checked_mul(size)?)?;
+            Some(match &*self.kind {
+                "FloatStorage" => f32::from_le_bytes(bytes.try_into().ok()?),
+                "HalfStorage" => f16::from_le_bytes(bytes.try_into().ok()?).to_f32(),
+                _ => bf16::from_le_bytes(bytes.try_into().ok()?).to_f32(),
+            })
+        };
+        let mut index = vec![0; self.shape.len()];
+        let mut values = Vec::with_capacity(len);
+        for _ in 0..len {
+            let at = index
+                .iter()
+                .zip(&self.strides)
+                .try_fold(self.offset, |at, (i, stride)| at.checked_add(usize::checked_mul(*i, *stride)?))?;
+            values.push(value(at)?);
+            for (i, n) in index.iter_mut().zip(&self.shape).rev() {
+                *i += 1;
+                if *i < *n {
+                    break;
+                }
+                *i = 0;
+            }
+        }
+        Some(values)
     }
 }
 
 /// PyTorch nests tuples three deep, and puts a thousand entries of a dictionary on the stack.
 const MOST_NESTED: usize = 16;
 const LARGEST_STACK: usize = 8192;
+/// A dictionary that holds itself would be walked for ever.
+const MOST_PARAMETERS: usize = 100_000;
 
 #[derive(Clone)]
 enum Value {
@@ -107,6 +138,31 @@ impl Value {
     fn get(&self, key: &str) -> Option<Value> {
         let Value::Dict(entries) = self else { return None };
         entries.borrow().iter().find(|(name, _)| matches!(name, Value::Text(name) if &**name == key)).map(|(_, value)| value.clone())
+    }
+
+    fn is_dict(&self) -> bool {
+        matches!(self, Value::Dict(_))
+    }
+
+    /// Returns the tensors of a tree of dictionaries, their keys joined by dots.
+    fn flat(&self) -> Vec<(Value, Value)> {
+        let (mut flat, mut stack) = (Vec::new(), vec![(String::new(), self.clone(), 0)]);
+        while let Some((name, value, depth)) = stack.pop() {
+            match value {
+                Value::Tensor(_) => flat.push((Value::Text(name.into()), value)),
+                Value::Dict(entries) if depth < MOST_NESTED && flat.len() + stack.len() < MOST_PARAMETERS => {
+                    let dot = if name.is_empty() { "" } else { "." };
+                    stack.extend(
+                        entries
+                            .borrow()
+                            .iter()
+                            .filter_map(|(key, value)| Some((format!("{name}{dot}{}", key.text()?), value.clone(), depth + 1))),
+                    );
+                }
+                _ => {}
+            }
+        }
+        flat
     }
 
     fn text(&self) -> Option<Rc<str>> {
@@ -206,12 +262,21 @@ impl Machine<'_> {
                     let entries = self.since_mark()?;
                     self.set(entries)?;
                 }
-                b'R' | 0x81 => {
+                b'R' => {
                     let (arguments, callable) = (self.pop()?, self.pop()?);
                     self.stack.push(call(&callable, &arguments));
                 }
-                // The state of an object whose class is of no interest.
-                b'b' => drop(self.pop()?),
+                0x81 => {
+                    let (_arguments, _class) = (self.pop()?, self.pop()?);
+                    self.stack.push(Value::Dict(Rc::default()));
+                }
+                // An object is the dictionary of its attributes, whatever its class.
+                b'b' => {
+                    if let Value::Dict(state) = self.pop()? {
+                        let entries = state.borrow().iter().flat_map(|(key, value)| [key.clone(), value.clone()]).collect();
+                        self.set(entries)?;
+                    }
+                }
                 b'Q' => {
                     let id = self.pop()?;
                     self.stack.push(id);
