@@ -78,7 +78,10 @@ pub(crate) async fn create_over_vectors(dataset: &mut Dataset, new: &NewIndex, n
     for fragments in fragments {
         pieces.push(build_piece(dataset, &column, new.kind, name, distance, &trained, sizes, fragments, on_progress).await?);
     }
-    if new.replace && !dataset.load_indices_by_name(name).await.map_err(Error::lance)?.is_empty() {
+    // Of one over the same column the new pieces take the place, in the same commit.
+    let field = dataset.schema().field(&new.column).map(|field| field.id);
+    let there = dataset.load_indices_by_name(name).await.map_err(Error::lance)?;
+    if new.replace && there.iter().any(|index| index.fields.first() != field.as_ref()) {
         dataset.drop_index(name).await.map_err(Error::lance)?;
     }
     dataset.commit_existing_index_segments(name, &new.column, pieces).await.map_err(Error::lance)?;

@@ -123,6 +123,25 @@ pub(crate) async fn commit(dataset: &Arc<Dataset>, change: Change, properties: H
     committed.map(Arc::new).map_err(conflict(dataset))
 }
 
+/// Drops columns and renames those that `renamed` gives another name, as one version that touches no file.
+pub(crate) async fn rename_over(
+    dataset: &Arc<Dataset>,
+    dropped: &[&str],
+    renamed: impl Fn(&str) -> Option<String>,
+) -> Result<Arc<Dataset>> {
+    let mut schema = dataset.schema().clone();
+    schema.fields.retain(|field| !dropped.contains(&field.name.as_str()));
+    for field in &mut schema.fields {
+        if let Some(name) = renamed(&field.name) {
+            field.name = name;
+        }
+    }
+    let operation = Operation::Project { schema, preserves_nullability: true };
+    let transaction: Transaction = TransactionBuilder::new(dataset.version().version, operation).build();
+    let committed = CommitBuilder::new(dataset.clone()).with_skip_auto_cleanup(true).execute(transaction).await;
+    committed.map(Arc::new).map_err(conflict(dataset))
+}
+
 fn conflict(dataset: &Dataset) -> impl FnOnce(lance::Error) -> Error {
     let path = dataset.uri().to_string();
     move |e| match e {

@@ -7,12 +7,12 @@ use arrow::datatypes::Schema;
 use futures::future::BoxFuture;
 use futures::{FutureExt, TryStreamExt};
 use lance::dataset::builder::DatasetBuilder;
-use lance::dataset::{ColumnAlteration, NewColumnTransform, WriteMode, WriteParams};
+use lance::dataset::{NewColumnTransform, WriteMode, WriteParams};
 use lance::session::Session;
 use lance::{Dataset, dataset::InsertBuilder};
 
 use crate::lock::Lock;
-use crate::{Error, Result, Uid, computed};
+use crate::{Error, Result, Uid, commit, computed};
 
 /// A pool: a folder, or an object-store URI, of Lance datasets.
 #[derive(Clone)]
@@ -187,7 +187,7 @@ impl Pool {
     /// The other columns are not rewritten. Columns of the same name are an error, or dropped first where `replace`.
     pub fn add_columns<'a>(&'a self, batches: Box<dyn RecordBatchReader + Send>, replace: bool) -> BoxFuture<'a, Result<u64>> {
         async move {
-            let _lock = Lock::take_swept(self).await?;
+            let lock = Lock::take_swept(self).await?;
             let uri = self.uri(Table::Pool);
             let mut dataset = Dataset::clone(&*self.require(Table::Pool).await?);
             let schema = batches.schema();
@@ -197,13 +197,14 @@ impl Pool {
             if present.is_empty() {
                 let added = dataset.add_columns(NewColumnTransform::Reader(batches), None, None).await;
                 added.map_err(Error::lance(&uri))?;
+                lock.done();
                 return Ok(dataset.version().version);
             }
             for column in &present {
                 computed::must_be_unread(&dataset, column)?;
             }
             // The new columns are whole under other names before the old ones go.
-            let new_name = |name: &str| format!("{name}__new");
+            let new_name = |name: &str| format!("{name}{NEW}");
             let fields: Vec<_> = schema.fields().iter().map(|f| f.as_ref().clone().with_name(new_name(f.name()))).collect();
             let left: Vec<String> = fields.iter().map(|f| f.name().clone()).filter(|name| dataset.schema().field(name).is_some()).collect();
             if !left.is_empty() {
@@ -216,10 +217,10 @@ impl Pool {
             let batches = RecordBatchIterator::new(batches, renamed);
             let added = dataset.add_columns(NewColumnTransform::Reader(Box::new(batches)), None, None).await;
             added.map_err(Error::lance(&uri))?;
-            dataset.drop_columns(&present).await.map_err(Error::lance(&uri))?;
-            let renames: Vec<ColumnAlteration> =
-                schema.fields().iter().map(|f| ColumnAlteration::new(new_name(f.name())).rename(f.name().clone())).collect();
-            dataset.alter_columns(&renames).await.map_err(Error::lance(&uri))?;
+            // One commit takes the old ones out and gives the new ones their names.
+            let renamed = |name: &str| schema.fields().iter().map(|f| f.name()).find(|to| name == new_name(to)).cloned();
+            let dataset = commit::rename_over(&Arc::new(dataset), &present, renamed).await?;
+            lock.done();
             Ok(dataset.version().version)
         }
         .boxed()
@@ -261,6 +262,9 @@ pub(crate) fn uids_of(column: &dyn Array) -> impl Iterator<Item = Uid> + '_ {
     let column = column.as_fixed_size_binary();
     (0..column.len()).map(|i| Uid(column.value(i).try_into().expect("uids are 16 bytes wide")))
 }
+
+/// Ends the name of a column that is being written in place of another.
+const NEW: &str = "__new";
 
 fn is_uri(root: &str) -> bool {
     root.contains("://")

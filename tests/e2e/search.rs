@@ -132,6 +132,7 @@ fn changes(t: &Sandbox) {
 fn kills(t: &Sandbox) {
     pool(t);
     let expected = search(t, "clip_b", ", exact => true", "");
+    t.ok(&["index", "pool", "create", "clip_b", "--name", "i"]);
     let mut random = 5u64;
     for _ in 0..12 {
         let create = ["index", "pool", "create", "clip_b", "--name", "i", "--replace"];
@@ -141,6 +142,7 @@ fn kills(t: &Sandbox) {
         tarn.kill().unwrap();
         tarn.wait().unwrap();
         assert_eq!(search(t, "clip_b", ", nprobes => 100, refine => 300", ""), expected);
+        assert_eq!(rows(t, "SELECT name FROM indexes").trim(), "name\ni", "the index that is replaced stays until it is");
     }
     t.ok(&["index", "pool", "create", "clip_b", "--name", "i", "--replace"]);
     assert_eq!(search(t, "clip_b", ", nprobes => 100, refine => 300", ""), expected);

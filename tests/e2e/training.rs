@@ -23,6 +23,7 @@ pub const TESTS: &[Test] = &[
     ("off_recipe_is_said", off_recipe),
     ("shrunk_images_are_stored_once_and_said", shrunk),
     ("blocks_and_the_doctor", blocks),
+    ("killed_replacements_leave_whole_columns", replacements),
     ("pytorch_files_are_read", pytorch),
     ("stopped_embeddings_go_on", embeddings),
     ("loose_files_are_encoded", loose_files),
@@ -411,6 +412,37 @@ fn pytorch(t: &Sandbox) {
     zip.write_all(b"\x80\x02cos\nsystem\n(X\x02\x00\x00\x00lstR.").unwrap();
     t.write("evil.pt", zip.finish().unwrap().into_inner());
     t.fails(1, &["encode", "evil.pt", "--texts", "texts.txt", "-o", "x.npz"], &["evil.pt: it holds no state dictionary"]);
+}
+
+/// Columns that are replaced are there all the time: the old ones or the new.
+fn replacements(t: &Sandbox) {
+    source::metadata(&t.path("m/0.parquet"), 0..300);
+    source::shard(&t.path("s/0.tar"), 0..30);
+    t.ok(&["ingest", "pool", "m", "s"]);
+    let models = [checkpoint(), Checkpoint { values: checkpoint().values.iter().map(|x| x * 1.5).collect(), ..checkpoint() }];
+    models.iter().enumerate().for_each(|(i, model)| model.write(&t.path(&format!("model{i}"))).unwrap());
+    let sums =
+        || t.ok(&["sql", "pool", "-c", "SELECT count(a_img), count(a_txt), count(a_score), sum(a_score) FROM pool", "--format", "csv"]);
+    let embed = |model: usize| ["embed", "pool", "--model", ["model0", "model1"][model], "--column", "a", "--replace"];
+    t.ok(&embed(0));
+    let first = sums();
+    t.ok(&embed(1));
+    let second = sums();
+    assert!(first != second && first.contains("\n30,300,30,"), "{first}{second}");
+    let (mut random, mut done) = (7u64, 0);
+    for i in 0..30 {
+        let mut tarn = t.command(&embed(i % 2)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        std::thread::sleep(std::time::Duration::from_millis(random >> 55));
+        tarn.kill().unwrap();
+        done += usize::from(tarn.wait().unwrap().success());
+        let now = sums();
+        assert!(now == first || now == second, "{now} is neither {first} nor {second}");
+    }
+    assert!(done < 30, "some are killed");
+    t.ok(&embed(0));
+    assert_eq!(sums(), first);
+    t.ok(&["verify", "pool", "--repair"]);
 }
 
 fn embeddings(t: &Sandbox) {

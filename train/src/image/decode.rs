@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::io::Cursor;
 
 use image::{DynamicImage, ImageReader, Limits, RgbImage};
@@ -22,10 +23,8 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
 }
 
 fn jpeg(bytes: &[u8]) -> Result<RgbImage, String> {
-    if !is_whole(bytes) {
-        return Err(format!("the JPEG breaks off after {} bytes", bytes.len()));
-    }
-    let mut decoder = Decoder::new(bytes).map_err(|e| e.to_string())?;
+    let bytes = segments(bytes)?;
+    let mut decoder = Decoder::new(&bytes).map_err(|e| e.to_string())?;
     let (width, height) = (u32::from(decoder.header().width), u32::from(decoder.header().height));
     if width.max(height) > MAX_SIDE || width as usize * height as usize > MAX_PIXELS {
         return Err(format!("{width}x{height} is more than {MAX_PIXELS} pixels, or than {MAX_SIDE} on a side"));
@@ -37,24 +36,65 @@ fn jpeg(bytes: &[u8]) -> Result<RgbImage, String> {
     RgbImage::from_raw(width, height, pixels).ok_or_else(|| "another size than its header says".to_string())
 }
 
-/// Whether an end marker follows the first scan. Headers, where thumbnails have such markers too, are stepped over.
-fn is_whole(bytes: &[u8]) -> bool {
+/// Returns the file without bytes between its segments that belong to none, which libjpeg steps over (`next_marker` in
+/// jdmarker.c), once it is known that an end marker follows the first scan. Segments are stepped over whole: thumbnails
+/// within them have such markers, too.
+fn segments(bytes: &[u8]) -> Result<Cow<'_, [u8]>, String> {
+    let breaks_off = || format!("the JPEG breaks off after {} bytes", bytes.len());
+    // What is kept before `from`, where anything was left out.
+    let (mut kept, mut from) = (Vec::new(), 0);
     let mut at = 2;
-    while let Some(&[0xff, marker, high, low]) = bytes.get(at..at + 4) {
-        if marker == 0xff {
-            at += 1;
-            continue;
+    loop {
+        let junk = bytes.get(at..).and_then(|rest| rest.windows(2).position(|pair| pair[0] == 0xff && !matches!(pair[1], 0 | 0xff)));
+        let marker = at + junk.ok_or_else(breaks_off)?;
+        if marker > at {
+            kept.extend_from_slice(&bytes[from..at]);
+            from = marker;
         }
-        at += 2 + usize::from(u16::from_be_bytes([high, low]));
-        if marker == 0xda {
-            return bytes.get(at..).is_some_and(|scan| scan.windows(2).rev().any(|pair| pair == [0xff, 0xd9]));
+        match bytes[marker + 1] {
+            0xd8 => return Err("the JPEG begins a second time".into()),
+            0xd9 => return Err(breaks_off()),
+            // Markers without a segment.
+            0x01 | 0xd0..=0xd7 => at = marker + 2,
+            name => {
+                let length = bytes.get(marker + 2..marker + 4).ok_or_else(breaks_off)?;
+                at = marker + 2 + usize::from(u16::from_be_bytes([length[0], length[1]])).max(2);
+                if name == 0xda {
+                    let ends = bytes.get(at..).is_some_and(|scan| scan.windows(2).rev().any(|pair| pair == [0xff, 0xd9]));
+                    break if ends { Ok(()) } else { Err(breaks_off()) }?;
+                }
+            }
         }
     }
-    false
+    if from == 0 {
+        return Ok(bytes.into());
+    }
+    kept.extend_from_slice(&bytes[from..]);
+    Ok(kept.into())
+}
+
+/// Returns a PNG with an end chunk, where it breaks off behind its pixels, as far as its chunks are whole.
+fn with_end(bytes: &[u8]) -> Cow<'_, [u8]> {
+    const END: &[u8] = b"\0\0\0\0IEND\xae\x42\x60\x82";
+    let (mut at, mut has_pixels) = (8, false);
+    while let Some(&[a, b, c, d]) = bytes.get(at..at + 4) {
+        let end = at.saturating_add(12 + u32::from_be_bytes([a, b, c, d]) as usize);
+        let name = bytes.get(at + 4..at + 8).unwrap_or_default();
+        if name == b"IEND" || name == b"IDAT" && end > bytes.len() {
+            return bytes.into();
+        }
+        if end > bytes.len() {
+            break;
+        }
+        has_pixels |= name == b"IDAT";
+        at = end;
+    }
+    if has_pixels { [&bytes[..at], END].concat().into() } else { bytes.into() }
 }
 
 fn other(bytes: &[u8]) -> Result<RgbImage, String> {
-    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
+    let bytes = if bytes.starts_with(b"\x89PNG\r\n\x1a\n") { with_end(bytes) } else { bytes.into() };
+    let mut reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format().map_err(|e| e.to_string())?;
     let mut limits = Limits::default();
     limits.max_image_width = Some(MAX_SIDE);
     limits.max_image_height = Some(MAX_SIDE);
@@ -147,6 +187,44 @@ mod tests {
         }
         whole.extend_from_slice(b"bytes behind the end");
         assert!(decode(&whole).is_ok());
+    }
+
+    /// Pillow 13 reads and refuses the same, the read ones to the same pixels as the file without.
+    #[test]
+    fn bytes_between_segments_are_stepped_over() {
+        let mut whole = Cursor::new(Vec::new());
+        RgbImage::from_fn(64, 48, |x, y| image::Rgb([x as u8, y as u8, 9])).write_to(&mut whole, ImageFormat::Jpeg).unwrap();
+        let whole = whole.into_inner();
+        let pixels = decode(&whole).unwrap();
+        let end_of_first = 4 + usize::from(u16::from_be_bytes([whole[4], whole[5]]));
+        let scan = whole.windows(2).position(|pair| pair == [0xff, 0xda]).unwrap();
+        let with = |at: usize, junk: &[u8]| [&whole[..at], junk, &whole[at..]].concat();
+        let read = [
+            with(end_of_first, b"\0\0\0"),
+            with(end_of_first, b"abc"),
+            with(end_of_first, b"\xff\0x\xff\xff"),
+            with(scan, b"\0\0"),
+            with(whole.len() - 2, b"\0\0\0\0"),
+            // An Exif segment whose length is two short, and a comment of no bytes.
+            with(2, b"\xff\xe1\0\x0aExif\0\0II*\0"),
+            with(end_of_first, b"\xff\xfe\0\x02"),
+            [&whole[..2], &whole[end_of_first..]].concat(),
+        ];
+        for (i, bytes) in read.iter().enumerate() {
+            assert!(decode(bytes).unwrap() == pixels, "{i}");
+        }
+        assert!(decode(&[&whole[..2], &whole].concat()).is_err());
+        assert!(decode(&whole[..scan]).is_err());
+    }
+
+    /// All its pixels are there, which is what Pillow asks for.
+    #[test]
+    fn a_png_needs_no_end_chunk() {
+        let whole = png(&[1, 2, 3, 4, 5, 6], 2, ExtendedColorType::Rgb8);
+        for cut in [1, 4, 11, 12] {
+            assert_eq!(decode(&whole[..whole.len() - cut]).unwrap().as_raw(), &[1, 2, 3, 4, 5, 6], "{cut} bytes are missing");
+        }
+        assert!(decode(&whole[..whole.len() - 13]).is_err());
     }
 
     #[test]
