@@ -39,6 +39,8 @@ pub enum Error {
     ManyConditions { filter: String, conditions: usize, most: usize },
     #[error("a condition with a query within cannot be told from the others: {condition}")]
     ConditionWithQuery { condition: String },
+    #[error("an expression has more than {most} operators one within another")]
+    TooDeep { most: usize },
     #[error("a filter is one query")]
     NotAQuery,
     #[error("the table '{table}' cannot be {what} by SQL")]
@@ -79,6 +81,9 @@ impl Error {
             Error::ParameterMissing { name, .. } => format!("give it with --param {name}=VALUE"),
             Error::Header { .. } => "a parameter is declared as: -- param fraction: double = 0.3  -- what it means".into(),
             Error::NoUidColumn { .. } => "a filter selects uids: SELECT uid FROM pool WHERE ...".into(),
+            Error::TooDeep { .. } => {
+                "write long sums and concatenations as lists or tables: IN (...), array_to_string([...], ''), JOIN".into()
+            }
             Error::ColumnType { column: "uid", .. } => "a text column becomes one with uid(column)".into(),
             Error::NullInSubset { .. } => "leave such rows out: WHERE ... IS NOT NULL".into(),
             Error::TableSample => "WHERE sample_hash(uid, 0) < 0.1 draws a tenth, the same at every run; another seed draws another".into(),

@@ -32,6 +32,7 @@ mod error;
 mod expand;
 mod filter;
 mod functions;
+mod in_lists;
 mod nearest;
 mod negative_zero;
 mod own_buffers;

@@ -23,6 +23,7 @@ use storage::{Computed, Pool, Progress, Receipt, Subset, Table, Written};
 use crate::computed::{Stored, UseComputed, analyzed};
 use crate::filter::Bound;
 use crate::functions::{Embed, Sets, TwoPasses};
+use crate::in_lists::InLists;
 use crate::nearest::{NearestPlanner, OrderByDistance, Planner, SearchOptions};
 use crate::negative_zero::NoNegativeZero;
 use crate::own_buffers::OwnBuffers;
@@ -89,7 +90,7 @@ impl Session {
                 .with_information_schema(true)
                 // The highest first means the highest: as in DuckDB, NULL is last either way.
                 .set_str("datafusion.sql_parser.default_null_ordering", "nulls_last")
-                // It drops groups whose minimum or maximum is NULL (tests/sql/groups.slt).
+                // It drops groups whose minimum or maximum is NULL (tests/sql/answers.slt).
                 .set_bool("datafusion.optimizer.enable_topk_aggregation", false)
                 // Minima and maxima of a file of which a row group has no statistics are those of the others
                 // (tests/e2e/awkward.rs).
@@ -102,6 +103,7 @@ impl Session {
             let planner = Planner(TablePlanner { reads: reads.clone(), sets: sets.clone() });
             let mut rules: Vec<_> = vec![Arc::new(UidText) as _];
             rules.extend(Analyzer::new().rules);
+            rules.push(Arc::new(InLists));
             rules.push(Arc::new(TwoPasses));
             rules.push(computed.clone());
             rules.push(Arc::new(OrderByDistance));

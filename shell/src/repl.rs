@@ -82,7 +82,7 @@ pub(crate) fn run(session: &Session, runtime: &Runtime) -> Result<()> {
         let _ = editor.load_history(path); // a first run has none
     }
     crate::note!("{}: \\? for help, \\q to leave", session.pool().root());
-    let mut shell = Shell { session, runtime, timing: false };
+    let mut shell = Shell::new(session, runtime, Format::Table);
     loop {
         STOP.store(false, Ordering::Relaxed);
         match editor.readline("tarn> ") {
@@ -118,13 +118,18 @@ fn history_path() -> Option<PathBuf> {
     Some(data.join("tarn/history"))
 }
 
-struct Shell<'a> {
+pub(crate) struct Shell<'a> {
     session: &'a Session,
     runtime: &'a Runtime,
+    format: Format,
     timing: bool,
 }
 
-impl Shell<'_> {
+impl<'a> Shell<'a> {
+    pub fn new(session: &'a Session, runtime: &'a Runtime, format: Format) -> Shell<'a> {
+        Shell { session, runtime, format, timing: false }
+    }
+
     fn run(&mut self, text: &str) {
         let result = match text.trim().strip_prefix('\\') {
             Some(command) => self.command(command),
@@ -138,7 +143,8 @@ impl Shell<'_> {
         }
     }
 
-    fn command(&mut self, command: &str) -> Result<()> {
+    /// Runs one of the commands, given without its backslash.
+    pub fn command(&mut self, command: &str) -> Result<()> {
         let (name, argument) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
         match (name, argument.trim()) {
             ("?", _) => COMMANDS.iter().for_each(|(command, about)| println!("{command:<14} {about}")),
@@ -163,7 +169,7 @@ impl Shell<'_> {
     fn statements(&self, text: &str) -> Result<()> {
         for statement in sql::statements(text) {
             let start = Instant::now();
-            block_on(self.runtime, sql::print(self.session, &statement, &[], Format::Table, None))?;
+            block_on(self.runtime, sql::print(self.session, &statement, &[], self.format, None))?;
             if self.timing {
                 println!("{:.3} s", start.elapsed().as_secs_f64());
             }

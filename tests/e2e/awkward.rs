@@ -19,6 +19,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("minima_beside_missing_statistics", missing_statistics),
     ("zeros_and_nans_with_and_without_an_index", zeros),
     ("verify_names_files_that_lack_rows", verify),
+    ("deep_queries_run_or_are_errors", deep),
+    ("commands_in_piped_input", piped),
 ];
 
 fn values(t: &Sandbox, sql: &str) -> Vec<String> {
@@ -250,4 +252,44 @@ fn verify(t: &Sandbox) {
     let said = t.ok(&["verify", "pool"]);
     assert!(said.contains("a.csv came in without 1 rows or members: another number of fields than the header"), "{said}");
     assert!(said.contains("1 of 2 files in the ledger came in whole"), "{said}");
+}
+
+fn deep(t: &Sandbox) {
+    t.write("a.csv", "url,text\nu1,one\nu2,c5\n");
+    t.ok(&["ingest", "pool", "a.csv"]);
+    let run = |sql: String| {
+        t.write("q.sql", sql);
+        t.tarn(&["sql", "pool", "-f", "q.sql", "--format", "csv"])
+    };
+    let chain = |n: usize, word: &str, of: fn(usize) -> String| (0..n).map(of).collect::<Vec<_>>().join(word);
+    let where_ = |condition: String| format!("SELECT count(*) AS n FROM pool WHERE {condition}");
+    for (sql, last) in [
+        (where_(chain(6000, " OR ", |i| format!("text = 'c{i}'"))), "1"),
+        (where_(chain(3000, " OR ", |i| format!("text LIKE '%c{i}%'"))), "1"),
+        (where_(chain(3000, " AND ", |i| format!("text NOT LIKE '%c{i}%'"))), "1"),
+        (chain(1500, " UNION ALL ", |_| "SELECT 1 AS n".into()), "1"),
+        (format!("SELECT {} AS n", chain(1000, " + ", |_| "1".into())), "1000"),
+    ] {
+        let output = run(sql);
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.code == 0 && stdout.lines().last() == Some(last), "{}{stdout}", output.stderr);
+    }
+    for sql in
+        [chain(8000, " + ", |_| "1".into()), chain(5000, " || ", |_| "'a'".into()), format!("{}1{}", "(".repeat(3000), ")".repeat(3000))]
+    {
+        let output = run(format!("SELECT {sql}"));
+        assert!(output.code == 1 && output.stderr.starts_with("error: "), "{} {}", output.code, output.stderr);
+    }
+}
+
+/// The shell's commands work where nobody types, and quotes of all kinds hold semicolons.
+fn piped(t: &Sandbox) {
+    t.write("a.csv", "url,text\nu1,one\n");
+    t.ok(&["ingest", "pool", "a.csv"]);
+    t.write("q.sql", "SELECT $$a;b$$ AS x;\n\\d\nSELECT E'a\\';b' AS z;\n\\q\nSELECT nothing;\n");
+    let said = t.ok(&["sql", "pool", "-f", "q.sql", "--format", "csv"]);
+    assert!(said.starts_with("x\na;b\n") && said.contains("pool (") && said.ends_with("z\na';b\n"), "{said}");
+    t.fails(2, &["sql", "pool", "-c", "\\nosuch"], &["unknown command", "lists the commands"]);
+    t.write("latin.sql", b"SELECT 1;\nSELECT 'caf\xe9';\n");
+    t.fails(1, &["sql", "pool", "-f", "latin.sql"], &["line 2 is not UTF-8"]);
 }

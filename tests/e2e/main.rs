@@ -4,6 +4,7 @@
 
 mod awkward;
 mod cli;
+mod differential;
 mod evaluation;
 mod filters;
 mod golden;
@@ -56,9 +57,11 @@ fn main() {
         let trial = Trial::test(name, move || run(|| test(&Sandbox::new(), folder.as_deref().expect("ignored without data"))));
         trials.push(trial.with_ignored_flag(data.is_none()));
     }
-    for (name, test, module) in
-        [("pool_in_s3", s3::pool_in_s3 as fn(&Sandbox), "moto.server"), ("pool_in_pylance", s3::pool_in_pylance, "lance")]
-    {
+    for (name, test, module) in [
+        ("pool_in_s3", s3::pool_in_s3 as fn(&Sandbox), "moto.server"),
+        ("pool_in_pylance", s3::pool_in_pylance, "lance"),
+        ("random_queries_as_duckdb", differential::same_as_duckdb, "duckdb"),
+    ] {
         let missing = s3::python_with(module).is_none();
         if missing {
             eprintln!("TARN_TEST_PYTHON names no Python with {module}: {name} is skipped");

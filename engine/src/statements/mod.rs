@@ -3,6 +3,8 @@
 pub(crate) mod add_column;
 pub(crate) mod copy_subset;
 pub(crate) mod create_vectors;
+mod deep;
+mod distinct;
 mod parse;
 
 use std::path::PathBuf;
@@ -42,6 +44,7 @@ pub(crate) fn parse(state: &SessionState, text: &str) -> Result<Statement> {
     }
     let dialect = state.config().options().sql_parser.dialect;
     let mut statement = state.sql_to_statement(text, &dialect).map_err(|e| Error::query(e, &[]))?;
+    deep::balance(&mut statement)?;
     expand(&mut statement)?;
     match statement {
         DfStatement::CopyTo(copy) if copy.target.ends_with(".npy") && copy.stored_as.is_none() => {
