@@ -1,7 +1,9 @@
 //! Saved filters: SQL files with a header that declares typed parameters, and the ones that ship inside.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
+use arrow::datatypes::DataType;
 use datafusion::scalar::ScalarValue;
 
 use crate::{Error, Result};
@@ -45,6 +47,8 @@ pub struct Parameter {
     pub data_type: ParameterType,
     /// The values allowed, for text; empty means any.
     pub choices: Vec<String>,
+    /// Between which a number must lie, both included.
+    pub range: Option<RangeInclusive<f64>>,
     pub default: Option<ScalarValue>,
     pub about: String,
 }
@@ -241,6 +245,15 @@ impl Filter {
         if !parameter.choices.is_empty() && !parameter.choices.iter().any(|choice| choice == text) {
             return Err(wrong(format!("one of {}", parameter.choices.join(", "))));
         }
+        let number = value.cast_to(&DataType::Float64).ok().and_then(|value| match value {
+            ScalarValue::Float64(number) => number,
+            _ => None,
+        });
+        if let (Some(range), Some(number)) = (&parameter.range, number)
+            && !range.contains(&number)
+        {
+            return Err(wrong(format!("from {} to {}", range.start(), range.end())));
+        }
         Ok(value)
     }
 }
@@ -270,6 +283,16 @@ impl Parameter {
             choices.push(unquote(choice));
             left = rest;
         }
+        // `in (0..1)`: both ends may be had.
+        let range = match choices.first().and_then(|choice| choice.split_once("..")) {
+            Some((least, most)) if data_type != ParameterType::Text => {
+                let end = |text: &str| text.trim().parse::<f64>().map_err(|_| format!("'{text}' of '{name}' is no number"));
+                let range = end(least)?..=end(most)?;
+                choices.clear();
+                Some(range)
+            }
+            _ => None,
+        };
         let default = match default {
             Some(text) => {
                 let value = data_type.parse(&unquote(text));
@@ -281,7 +304,7 @@ impl Parameter {
             }
             None => None,
         };
-        Ok(Parameter { name: name.to_string(), data_type, choices, default, about: about.trim().to_string() })
+        Ok(Parameter { name: name.to_string(), data_type, choices, range, default, about: about.trim().to_string() })
     }
 }
 

@@ -29,7 +29,7 @@ use crate::negative_zero::NoNegativeZero;
 use crate::own_buffers::OwnBuffers;
 use crate::resources::Resources;
 use crate::rows::{Rows, watch};
-use crate::statements::{self, Statement, add_column, copy_subset, create_vectors};
+use crate::statements::{self, Statement, add_column, copy_subset, create_vectors, deep};
 use crate::tables::{TableFunctions, TablePlanner};
 use crate::uid_text::UidText;
 use crate::uses::Uses;
@@ -162,7 +162,7 @@ impl Session {
         for column in columns.into_iter().filter(|column| column.lagging == 0) {
             let scan = self.context.table(Table::Pool.name()).await.map_err(|e| self.error(e))?.into_unoptimized_plan();
             let state = self.context.state();
-            let expr = state.create_logical_expr(&column.expression, scan.schema()).and_then(|expr| analyzed(&state, &scan, expr));
+            let expr = deep::expression(&state, &column.expression, scan.schema()).and_then(|expr| analyzed(&state, &scan, expr));
             // An expression that this program no longer knows helps nobody, and hurts nobody.
             let Computed { column, resources, .. } = column;
             let same_files = resources.is_empty().then_some(true);

@@ -63,7 +63,8 @@ impl Pool {
             if !pool.is_remote() && Path::new(root).is_file() {
                 return Err(Error::PoolIsFile { path: root.to_string() });
             }
-            if pool.dataset(Table::Pool).await?.is_none() {
+            // Where the first ingest refused everything, what it says of that is there to be looked at.
+            if pool.dataset(Table::Pool).await?.is_none() && pool.dataset(Table::Rejects).await?.is_none() {
                 let path = root.to_string();
                 let exists = !is_uri(root) && Path::new(root).exists();
                 return Err(if exists { Error::NotAPool { path } } else { Error::PoolMissing { path } });

@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("verify_names_files_that_lack_rows", verify),
     ("deep_queries_run_or_are_errors", deep),
     ("commands_in_piped_input", piped),
+    ("what_is_wrong_is_said", messages),
 ];
 
 fn values(t: &Sandbox, sql: &str) -> Vec<String> {
@@ -292,4 +293,35 @@ fn piped(t: &Sandbox) {
     t.fails(2, &["sql", "pool", "-c", "\\nosuch"], &["unknown command", "lists the commands"]);
     t.write("latin.sql", b"SELECT 1;\nSELECT 'caf\xe9';\n");
     t.fails(1, &["sql", "pool", "-f", "latin.sql"], &["line 2 is not UTF-8"]);
+}
+
+fn messages(t: &Sandbox) {
+    // What the first ingest refused can be asked for, though there are no samples.
+    t.write("m.csv", "name,age\nx,1\n");
+    t.tarn(&["ingest", "pool", "m.csv"]);
+    assert_eq!(rejects(t), ["m.csv no uid, and no url and text to make one of false"]);
+    t.fails(1, &["sql", "pool", "-c", "SELECT * FROM pool"], &["table 'pool' not found"]);
+    t.fails(1, &["verify", "pool"], &["has no table 'pool' yet"]);
+    t.write("a.csv", "url,text\nu1,one\n");
+    t.ok(&["ingest", "pool", "a.csv"]);
+    for fraction in ["2", "-0.5"] {
+        let given = format!("fraction={fraction}");
+        let words = ["must be from 0 to 1, got", fraction];
+        t.fails(1, &["filter", "pool", "random_subset", "--param", &given, "-o", "x.npy"], &words);
+    }
+    t.ok(&["filter", "pool", "random_subset", "--param", "fraction=1", "-o", "x.npy"]);
+    source::shard(&t.path("s/0.tar"), 0..8);
+    t.ok(&["ingest", "pool", "s"]);
+    let train = |more: &[&str]| {
+        let command = ["train", "pool", "--select", "no_filter", "--scale", "tiny", "--batch-size", "4", "--device", "cpu"];
+        t.tarn(&[&command[..], more].concat())
+    };
+    let refused = train(&["--max-steps", "1", "-o", "pool"]);
+    assert!(refused.code == 1 && refused.stderr.contains("pool is a pool, expected a folder for the run"), "{}", refused.stderr);
+    assert!(!t.path("pool/receipt.json").exists());
+    assert_eq!(train(&["--max-steps", "1", "-o", "run"]).code, 0);
+    let finished = train(&["--max-steps", "3", "--seed", "4", "-o", "run", "--resume"]);
+    assert!(finished.code == 0 && finished.stderr.contains("other steps, seed than the run's are given"), "{}", finished.stderr);
+    let finished = train(&["--max-steps", "1", "-o", "run", "--resume"]);
+    assert!(finished.code == 0 && !finished.stderr.contains("warning"), "{}", finished.stderr);
 }

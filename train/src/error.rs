@@ -32,6 +32,8 @@ pub enum Error {
     Safetensors { path: PathBuf, source: safetensors::SafeTensorError },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
+    #[error("{} is a pool, expected a folder for the run", path.display())]
+    RunInPool { path: PathBuf },
     #[error("{} exists already and holds a run", path.display())]
     RunExists { path: PathBuf },
     #[error("{} holds a run that is not finished", path.display())]
@@ -96,6 +98,7 @@ impl Error {
             }
             Error::Share { world, .. } => format!("choose a batch that {world} divides, or another number of processes"),
             Error::Group { .. } => "a run that has a checkpoint goes on with --resume, in all processes".into(),
+            Error::RunInPool { .. } => "choose another folder with -o: the pool gets a row of the run in its table runs".into(),
             Error::RunExists { .. } => "choose another folder with -o, or remove this one".into(),
             Error::RunUnfinished { .. } => "go on with the same command and --resume, or remove the folder".into(),
             Error::NothingToResume { .. } => "leave --resume away to begin".into(),

@@ -207,6 +207,9 @@ impl<'a> Training<'a> {
         on_event: &dyn Fn(Event),
     ) -> Result<(Training<'a>, Option<[Vec<f32>; 2]>)> {
         let capacity = plan.capacity()?;
+        if out.join("pool.lance").exists() {
+            return Err(Error::RunInPool { path: out.to_path_buf() });
+        }
         if out.join(RUN_FILE).exists() {
             return Err(Error::RunExists { path: out.to_path_buf() });
         }

@@ -13,6 +13,7 @@ use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_expr::PhysicalExpr;
 use storage::{Compute, Computed};
 
+use super::deep;
 use crate::computed::analyzed;
 use crate::{Error, Result, Session};
 
@@ -28,7 +29,7 @@ pub(crate) async fn plan(session: &Session, column: &str, expression: &str) -> R
     let state = session.context().state();
     let errors = |e: DataFusionError| session.error(e);
     let scan = session.context().table(storage::Table::Pool.name()).await.map_err(errors)?.into_unoptimized_plan();
-    let unplanned = state.create_logical_expr(expression, scan.schema()).map_err(errors)?;
+    let unplanned = deep::expression(&state, expression, scan.schema()).map_err(errors)?;
     let refused = |reason: &str| Error::ColumnExpression {
         column: column.to_string(),
         expression: expression.to_string(),

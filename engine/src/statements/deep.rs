@@ -2,6 +2,9 @@
 
 use std::ops::ControlFlow;
 
+use datafusion::common::{DFSchema, DataFusionError};
+use datafusion::execution::context::SessionState;
+use datafusion::logical_expr::Expr as LogicalExpr;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{BinaryOperator, Expr, Value, VisitMut, VisitorMut};
 
@@ -23,6 +26,16 @@ pub(super) fn balance(statement: &mut Statement) -> Result<()> {
     match visited {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(Error::TooDeep { most: DEEPEST }),
+    }
+}
+
+/// Reads an expression over these columns, as it would stand in a query.
+pub(crate) fn expression(state: &SessionState, text: &str, columns: &DFSchema) -> Result<LogicalExpr, DataFusionError> {
+    let dialect = state.config().options().sql_parser.dialect;
+    let mut sql = state.sql_to_expr_with_alias(text, &dialect)?;
+    match VisitMut::visit(&mut sql.expr, &mut Balancer { depth: 0 }) {
+        ControlFlow::Continue(()) => state.create_logical_expr_from_sql_expr(sql, columns),
+        ControlFlow::Break(()) => Err(DataFusionError::External(Box::new(Error::TooDeep { most: DEEPEST }))),
     }
 }
 

@@ -3,7 +3,7 @@
 pub(crate) mod add_column;
 pub(crate) mod copy_subset;
 pub(crate) mod create_vectors;
-mod deep;
+pub(crate) mod deep;
 mod distinct;
 mod parse;
 

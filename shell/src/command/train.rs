@@ -38,6 +38,19 @@ pub(crate) fn run(args: cli::Train, runtime: &Runtime) -> Result<()> {
         let run = Run::read(output)?;
         write_record(&args.pool, output, &run, runtime)?;
         crate::note!("{} is finished: {} steps", output.display(), run.steps);
+        let other = [
+            ("steps", plan.steps() != run.steps),
+            ("batch size", plan.recipe.batch_size != run.recipe.batch_size),
+            ("seed", plan.seed != run.seed),
+            ("recipe", plan.recipe != run.recipe),
+        ];
+        let other: Vec<&str> = other.into_iter().filter(|(_, other)| *other).map(|(name, _)| name).take(3).collect();
+        if !other.is_empty() {
+            crate::note!(
+                "warning: other {} than the run's are given; nothing more is trained, choose another folder with -o",
+                other.join(", ")
+            );
+        }
         return Ok(());
     }
     let mut data = block_on(runtime, async {
