@@ -9,6 +9,7 @@ use arrow::array::{ArrayRef, Float32Array, Int64Array, RecordBatch, StringArray}
 use arrow::buffer::OffsetBuffer;
 use parquet::arrow::ArrowWriter;
 use parquet::file::metadata::{ParquetMetaDataReader, ParquetMetaDataWriter};
+use proptest::prelude::*;
 
 /// The folder of real data, where `TARN_TEST_DATA` names one.
 pub fn test_data() -> Option<PathBuf> {
@@ -99,4 +100,31 @@ pub fn remove_statistics(path: &Path, row_group: usize) {
     let mut out = bytes[..end].to_vec();
     ParquetMetaDataWriter::new(&mut out, &metadata).finish().expect("a footer");
     std::fs::write(path, out).expect("a writable file");
+}
+
+/// Draws files like this one, as broken disks, stopped downloads and hostile hands leave them: bytes changed, put in, taken
+/// out or repeated, numbers made as large as they can be, ends cut off; and now and then any bytes at all.
+pub fn damaged(whole: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
+    let change = (any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<u8>(), 0..8u8);
+    let change = prop::collection::vec(change, 0..6).prop_map(move |changes| {
+        let mut bytes = whole.clone();
+        for (at, to, byte, how) in changes {
+            if bytes.is_empty() {
+                break;
+            }
+            let (at, to) = (at.index(bytes.len()), to.index(bytes.len()));
+            let (start, end) = (at.min(to), at.max(to).min(at.min(to) + 64));
+            match how {
+                0 => bytes.truncate(at),
+                1 => bytes.insert(at, byte),
+                2 => drop(bytes.drain(start..end)),
+                3 => bytes.extend_from_within(start..end),
+                4 => bytes[start..end].fill([0, 0xff, 0x7f, byte][byte as usize % 4]),
+                5 => bytes[at] = bytes[at].wrapping_add(1),
+                _ => bytes[at] = byte,
+            }
+        }
+        bytes
+    });
+    prop_oneof![9 => change, 1 => prop::collection::vec(any::<u8>(), 0..600)]
 }

@@ -1,37 +1,84 @@
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use datafusion::arrow::array::{ArrayRef, FixedSizeBinaryArray, Float32Array, Int64Array, RecordBatch, StringArray};
 use datafusion::arrow::buffer::Buffer;
 use datafusion::arrow::datatypes::{DataType, Field, Schema};
-use datafusion::catalog::{DynamicFileCatalog, MemTable, TableProvider, UrlTableFactory};
-use datafusion::common::{DataFusionError, Result};
+use datafusion::catalog::{
+    CatalogProvider, CatalogProviderList, DynamicFileCatalog, MemTable, MemoryCatalogProvider, MemoryCatalogProviderList,
+    MemorySchemaProvider, SchemaProvider, TableProvider, UrlTableFactory,
+};
+use datafusion::common::config::CatalogOptions;
+use datafusion::common::{DataFusionError, Result, plan_err};
 use datafusion::datasource::dynamic_file::DynamicListTableFactory;
-use datafusion::execution::SessionStateBuilder;
 use datafusion::prelude::SessionContext;
 use index::IndexInfo;
 use storage::{Pool, Subset, Table};
 
 use crate::scan::LanceTable;
 
-/// Registers every table that the pool has, in place of what was registered before.
-pub(crate) async fn register(context: &SessionContext, pool: &Pool) -> crate::Result<()> {
+/// Returns the catalogs of a pool: its tables, beside those that statements have made, with files as tables.
+pub(crate) async fn catalogs(pool: &Pool, own: Arc<MemorySchemaProvider>) -> crate::Result<(Arc<DynamicFileCatalog>, Arc<Files>)> {
     let wrap = |e| crate::Error::query(e, &[]);
+    let mut of_pool: HashMap<String, Arc<dyn TableProvider>> = HashMap::new();
+    let mut listed = Vec::new();
     for table in Table::ALL {
         if let Some(dataset) = pool.dataset(table).await? {
-            let provider = LanceTable::new(dataset).await.map_err(wrap)?;
-            context.deregister_table(table.name()).map_err(wrap)?;
-            context.register_table(table.name(), Arc::new(provider)).map_err(wrap)?;
+            if table == Table::Pool {
+                listed = index::indexes_of(&dataset).await?;
+            }
+            of_pool.insert(table.name().to_string(), Arc::new(LanceTable::new(dataset).await.map_err(wrap)?));
         }
     }
-    let listed = match pool.dataset(Table::Pool).await? {
-        Some(dataset) => index::indexes_of(&dataset).await?,
-        None => Vec::new(),
-    };
-    let table = indexes(&listed).map_err(wrap)?;
-    context.deregister_table(INDEXES).map_err(wrap)?;
-    context.register_table(INDEXES, Arc::new(table)).map_err(wrap)?;
-    Ok(())
+    of_pool.insert(INDEXES.to_string(), Arc::new(indexes(&listed).map_err(wrap)?));
+    let defaults = CatalogOptions::default();
+    let (catalogs, catalog) = (MemoryCatalogProviderList::new(), MemoryCatalogProvider::new());
+    catalog.register_schema(&defaults.default_schema, Arc::new(Tables { of_pool, own })).map_err(wrap)?;
+    catalogs.register_catalog(defaults.default_catalog, Arc::new(catalog));
+    let files = Arc::new(Files { others: DynamicListTableFactory::new(Default::default()) });
+    Ok((Arc::new(DynamicFileCatalog::new(Arc::new(catalogs), files.clone())), files))
+}
+
+/// The pool's tables, which no statement replaces, and those that statements have made.
+#[derive(Debug)]
+struct Tables {
+    of_pool: HashMap<String, Arc<dyn TableProvider>>,
+    own: Arc<MemorySchemaProvider>,
+}
+
+impl Tables {
+    fn must_be_own(&self, name: &str) -> Result<()> {
+        if self.of_pool.contains_key(name) { plan_err!("table '{name}' is the pool's own") } else { Ok(()) }
+    }
+}
+
+#[async_trait]
+impl SchemaProvider for Tables {
+    fn table_names(&self) -> Vec<String> {
+        self.of_pool.keys().cloned().chain(self.own.table_names()).collect()
+    }
+
+    async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+        match self.of_pool.get(name) {
+            Some(table) => Ok(Some(table.clone())),
+            None => self.own.table(name).await,
+        }
+    }
+
+    fn table_exist(&self, name: &str) -> bool {
+        self.of_pool.contains_key(name) || self.own.table_exist(name)
+    }
+
+    fn register_table(&self, name: String, table: Arc<dyn TableProvider>) -> Result<Option<Arc<dyn TableProvider>>> {
+        self.must_be_own(&name)?;
+        self.own.register_table(name, table)
+    }
+
+    fn deregister_table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+        self.must_be_own(name)?;
+        self.own.deregister_table(name)
+    }
 }
 
 /// The name of the table that lists the indexes.
@@ -57,19 +104,17 @@ fn indexes(indexes: &[IndexInfo]) -> Result<MemTable> {
     MemTable::try_new(batch.schema(), vec![vec![batch]])
 }
 
-/// The context with `'file.parquet'`, `'file.csv'`, `'file.json'` and `'subset.npy'` as tables.
-pub(crate) fn with_files(context: SessionContext) -> SessionContext {
-    let files = Arc::new(Files { others: DynamicListTableFactory::new(Default::default()) });
-    let catalogs = DynamicFileCatalog::new(context.state().catalog_list().clone(), files.clone());
-    let state = SessionStateBuilder::from(context.state()).with_catalog_list(Arc::new(catalogs)).build();
-    let context = SessionContext::new_with_state(state);
-    files.others.session_store().with_state(context.state_weak_ref());
-    context
+/// `'file.parquet'`, `'file.csv'`, `'file.json'` and `'subset.npy'` as tables.
+#[derive(Debug)]
+pub(crate) struct Files {
+    others: DynamicListTableFactory,
 }
 
-#[derive(Debug)]
-struct Files {
-    others: DynamicListTableFactory,
+impl Files {
+    /// Has files read as this context says.
+    pub fn read_by(&self, context: &SessionContext) {
+        self.others.session_store().with_state(context.state_weak_ref());
+    }
 }
 
 #[async_trait]

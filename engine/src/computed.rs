@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
-use std::sync::RwLock;
+use std::sync::OnceLock;
 
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode};
@@ -16,20 +16,46 @@ use storage::Table;
 use crate::scan::LanceTable;
 
 /// A stored column and the expression that it holds, over the pool's columns without a qualifier, as analysis leaves it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Stored {
-    pub column: String,
-    pub expr: Expr,
+    column: String,
+    expr: Expr,
     /// Digests of the optional files that it was computed with, by name.
-    pub resources: BTreeMap<String, String>,
-    /// Whether the optional files that it was computed with are those of now; `None` until someone asks.
-    pub same_files: Option<bool>,
+    resources: BTreeMap<String, String>,
+    same_files: OnceLock<bool>,
 }
 
-/// The rule; what it knows is filled in when the session has planned the expressions.
+impl Stored {
+    pub fn new(column: String, expr: Expr, resources: BTreeMap<String, String>) -> Stored {
+        let same_files = if resources.is_empty() { OnceLock::from(true) } else { OnceLock::new() };
+        Stored { column, expr, resources, same_files }
+    }
+
+    /// Returns true if the optional files that it was computed with are those of now; none until `compare` knew them all.
+    pub fn same_files(&self) -> Option<bool> {
+        self.same_files.get().copied()
+    }
+
+    /// Settles whether they are, if all of them are among `of_now`: digests by name.
+    pub fn compare(&self, of_now: &BTreeMap<String, String>) {
+        if self.resources.keys().all(|name| of_now.contains_key(name)) {
+            let _ = self.same_files.set(self.resources.iter().all(|(name, digest)| of_now.get(name) == Some(digest)));
+        }
+    }
+}
+
+/// The rule; it knows no columns until they are set, when their expressions are planned.
 #[derive(Debug, Default)]
-pub(crate) struct UseComputed {
-    pub stored: RwLock<Vec<Stored>>,
+pub(crate) struct UseComputed(OnceLock<Vec<Stored>>);
+
+impl UseComputed {
+    pub fn set(&self, stored: Vec<Stored>) {
+        let _ = self.0.set(stored);
+    }
+
+    pub fn stored(&self) -> &[Stored] {
+        self.0.get().map_or(&[], Vec::as_slice)
+    }
 }
 
 /// An expression over a scan as the analyzer leaves it, without qualifiers.
@@ -56,8 +82,7 @@ impl AnalyzerRule for UseComputed {
     }
 
     fn analyze(&self, plan: LogicalPlan, _: &ConfigOptions) -> Result<LogicalPlan> {
-        let stored = self.stored.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
-        let stored: Vec<Stored> = stored.into_iter().filter(|stored| stored.same_files == Some(true)).collect();
+        let stored: Vec<&Stored> = self.stored().iter().filter(|stored| stored.same_files() == Some(true)).collect();
         if stored.is_empty() {
             return Ok(plan);
         }
@@ -112,7 +137,7 @@ fn is_pool(scan: &TableScan) -> bool {
     provider.is_ok_and(|provider| (provider.as_ref() as &dyn Any).downcast_ref::<LanceTable>().is_some_and(|table| table.is(Table::Pool)))
 }
 
-fn replace(expr: Expr, stored: &[Stored], scans: &[TableReference], schema: &DFSchema) -> Transformed<Expr> {
+fn replace(expr: Expr, stored: &[&Stored], scans: &[TableReference], schema: &DFSchema) -> Transformed<Expr> {
     if matches!(expr, Expr::Column(_) | Expr::Literal(..)) {
         return Transformed::no(expr);
     }

@@ -14,7 +14,8 @@ use storage::Table;
 
 use crate::computed::unqualified;
 use crate::filter::Bound;
-use crate::statements::{self, Statement};
+use crate::snapshot::Snapshot;
+use crate::statements::copy_subset;
 use crate::{Error, Result, Session};
 
 /// What a filter does to the rows that reach its `WHERE`.
@@ -49,18 +50,19 @@ impl Session {
     /// Takes a filter apart at the outermost `WHERE`.
     pub fn drops<'a>(&'a self, filter: &'a Bound) -> BoxFuture<'a, Result<Drops>> {
         async move {
-            let frame = self.filter_frame(filter).await?;
+            let (snapshot, frame) = self.frame(self.query(filter.sql())?, filter.params(), false).await?;
+            copy_subset::check_columns(frame.schema())?;
             let plan = frame.logical_plan().clone();
             let Some((predicate, input)) = outermost_filter(&plan) else {
-                let rows = self.counted(self.context().table(Table::Pool.name()).await.map_err(|e| self.error(e))?).await?;
-                let kept = self.counted(frame.clone()).await?;
-                return Ok(Drops { rows, kept, conditions: Vec::new(), survivors: self.survivors(frame, kept).await? });
+                let rows = snapshot.counted(snapshot.table(Table::Pool.name()).await?).await?;
+                let kept = snapshot.counted(frame.clone()).await?;
+                return Ok(Drops { rows, kept, conditions: Vec::new(), survivors: snapshot.survivors(frame, kept).await? });
             };
             let conditions: Vec<Expr> = split_conjunction(&predicate).into_iter().cloned().collect();
             if conditions.len() > MOST {
                 return Err(Error::ManyConditions { filter: filter.name().to_string(), conditions: conditions.len(), most: MOST });
             }
-            let failed = self.failed(input, &conditions).await?;
+            let failed = snapshot.failed(input, &conditions).await?;
             let all = (1u64 << conditions.len()) - 1;
             let count = |which: &dyn Fn(u64) -> bool| failed.iter().filter(|(mask, _)| which(*mask)).map(|(_, n)| n).sum::<u64>();
             let kept = count(&|mask| mask == 0);
@@ -70,20 +72,15 @@ impl Session {
                 margin: count(&|mask| mask & all == 1 << i),
             });
             let conditions = conditions.collect();
-            Ok(Drops { rows: count(&|_| true), kept, conditions, survivors: self.survivors(frame, kept).await? })
+            Ok(Drops { rows: count(&|_| true), kept, conditions, survivors: snapshot.survivors(frame, kept).await? })
         }
         .boxed()
     }
+}
 
+impl Snapshot {
     async fn counted(&self, frame: DataFrame) -> Result<u64> {
         Ok(self.groups(frame, lit("all")).await?.into_iter().map(|(_, n)| n).sum())
-    }
-
-    async fn filter_frame(&self, filter: &Bound) -> Result<DataFrame> {
-        let Statement::Plain(statement) = statements::parse(&self.context().state(), filter.sql())? else { return Err(Error::NotAQuery) };
-        let frame = self.frame(*statement, filter.params(), false).await?;
-        statements::copy_subset::check_columns(frame.schema())?;
-        Ok(frame)
     }
 
     /// How many rows fail which conditions, one bit a condition; NULL fails.
@@ -102,7 +99,7 @@ impl Session {
             .and_then(|plan| plan.aggregate(vec![col("mask")], vec![count(lit(1)).alias("n")]))
             .and_then(|plan| plan.build())
             .map_err(errors)?;
-        let (rows, _) = self.rows(DataFrame::new(self.context().state(), plan)).await?;
+        let (rows, _) = self.rows(DataFrame::new(self.state(), plan)).await?;
         let batches: Vec<_> = rows.try_collect().await.map_err(errors)?;
         let mut failed = Vec::new();
         for batch in &batches {
@@ -114,7 +111,7 @@ impl Session {
 
     async fn survivors(&self, filter: DataFrame, kept: u64) -> Result<Vec<(String, Vec<(String, u64)>)>> {
         let errors = |e| self.error(e);
-        let pool = self.context().table(Table::Pool.name()).await.map_err(errors)?;
+        let pool = self.table(Table::Pool.name()).await?;
         let has = |name: &str| pool.schema().has_column_with_unqualified_name(name);
         let uids = filter.select(vec![col("uid").alias("kept_uid")]).map_err(errors)?;
         let kept_rows = pool.clone().join(uids, JoinType::LeftSemi, &["uid"], &["kept_uid"], None).map_err(errors)?;

@@ -42,6 +42,7 @@ mod resources;
 mod rows;
 mod scan;
 mod session;
+mod snapshot;
 mod statements;
 mod tables;
 mod uid_text;

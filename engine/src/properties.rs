@@ -4,8 +4,11 @@ use arrow::array::AsArray;
 use futures::TryStreamExt;
 use proptest::prelude::*;
 use storage::Pool;
+use tarn_tests::damaged;
 use tokio::runtime::Runtime;
 
+use crate::resources::fasttext::{FastText, Scratch};
+use crate::resources::wordnet::{WordNet, read_list};
 use crate::{Filter, Options, Session};
 
 /// A pool of a few hundred rows with NULLs in every column but the uid, in several fragments, and a computed column.
@@ -88,7 +91,7 @@ fn optimized_and_plain_plans_give_the_same_rows() {
         let optimized = Session::over(pool.clone(), Options::default()).await.expect("open");
         let plain = Session::over(pool, Options::default()).await.expect("open");
         // No filter reaches a scan, and no column stands for an expression.
-        plain.forget_computed();
+        plain.forget_computed().await;
         (optimized, plain)
     });
     let mut runner =
@@ -129,4 +132,58 @@ proptest! {
         prop_assert_eq!(&values[..3], [n.to_string(), x.to_string(), b.to_string()]);
         prop_assert!(values[3] == t || t.eq_ignore_ascii_case("null"));
     }
+
+    #[test]
+    fn any_language_model_is_read_or_refused(bytes in damaged(language_model()), text in "\\PC{0,30}") {
+        if let Ok(model) = FastText::read(&bytes[..], bytes.len() as u64) {
+            model.detect(&text, &mut Scratch::default());
+        }
+    }
+
+    #[test]
+    fn any_wordnet_is_read_or_refused(index in damaged(INDEX.to_vec()), exceptions in damaged(b"mice mouse\n".to_vec()), list in damaged(b"n02121808\n2123045\n".to_vec())) {
+        let folder = tempfile::tempdir().expect("a folder");
+        for part in ["noun", "verb", "adj", "adv"] {
+            std::fs::write(folder.path().join(format!("index.{part}")), &index).expect("written");
+            std::fs::write(folder.path().join(format!("{part}.exc")), &exceptions).expect("written");
+        }
+        if let Ok(wordnet) = WordNet::open(folder.path()) {
+            wordnet.first_synset("mice");
+        }
+        std::fs::write(folder.path().join("list.txt"), &list).expect("written");
+        let _ = read_list(&folder.path().join("list.txt"));
+    }
+}
+
+const INDEX: &[u8] = b"  1 This is a comment\nmouse n 2 2 @ ~ 2 1 02330245 03793489  \ncat n 1 1 @ 1 1 02121620  \n";
+
+/// A fastText model of two words, two labels and four buckets for n-grams, with the plain softmax.
+fn language_model() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let ints = |bytes: &mut Vec<u8>, of: &[i32]| of.iter().for_each(|x| bytes.extend(x.to_le_bytes()));
+    ints(&mut bytes, &[793_712_314, 12]);
+    // dim, window, epochs, min_count, negatives, word_ngrams, loss, model, buckets, min_n, max_n, update rate; sampling
+    ints(&mut bytes, &[2, 5, 5, 1, 5, 1, 3, 3, 4, 2, 4, 100]);
+    bytes.extend(1e-4f64.to_le_bytes());
+    ints(&mut bytes, &[4, 2, 2]);
+    bytes.extend(4i64.to_le_bytes());
+    bytes.extend((-1i64).to_le_bytes());
+    for (word, kind) in [("cat", 0u8), ("hund", 0), ("__label__en", 1), ("__label__de", 1)] {
+        bytes.extend([word.as_bytes(), &[0]].concat());
+        bytes.extend(1i64.to_le_bytes());
+        bytes.push(kind);
+    }
+    for rows in [6i64, 2] {
+        bytes.push(0);
+        bytes.extend([rows, 2].map(i64::to_le_bytes).concat());
+        (0..rows * 2).for_each(|i| bytes.extend((i as f32 / 8.0).to_le_bytes()));
+    }
+    bytes
+}
+
+#[test]
+fn the_language_model_that_is_damaged_is_sound() {
+    let bytes = language_model();
+    let model = FastText::read(&bytes[..], bytes.len() as u64).expect("a sound model");
+    assert!(model.detect("hund cat", &mut Scratch::default()).is_some());
 }

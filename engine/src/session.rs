@@ -1,39 +1,30 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-
-use std::sync::{Arc, RwLock};
-
+use std::sync::Arc;
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use arrow::datatypes::DataType;
-use datafusion::common::{DataFusionError, ParamValues};
+use datafusion::common::DataFusionError;
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
-use datafusion::execution::{SessionStateBuilder, TaskContext};
 use datafusion::logical_expr::LogicalPlan;
-use datafusion::optimizer::Analyzer;
-use datafusion::physical_plan::execute_stream;
-use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
+use datafusion::prelude::DataFrame;
 use datafusion::scalar::ScalarValue;
 use datafusion::sql::parser::{ExplainStatement, Statement as DfStatement};
 use futures::future::BoxFuture;
 use futures::{FutureExt, TryStreamExt};
-use storage::{Computed, Pool, Progress, Receipt, Subset, Table, Written};
+use storage::{Computed, Pool, Progress, Receipt, Subset, Written};
+use tokio::sync::Mutex;
 
-use crate::computed::{Stored, UseComputed, analyzed};
 use crate::filter::Bound;
-use crate::functions::{Embed, Sets, TwoPasses};
-use crate::in_lists::InLists;
-use crate::nearest::{NearestPlanner, OrderByDistance, Planner, SearchOptions};
-use crate::negative_zero::NoNegativeZero;
-use crate::own_buffers::OwnBuffers;
+use crate::functions::Embed;
 use crate::resources::Resources;
 use crate::rows::{Rows, watch};
-use crate::statements::{self, Statement, add_column, copy_subset, create_vectors, deep};
-use crate::tables::{TableFunctions, TablePlanner};
-use crate::uid_text::UidText;
+use crate::snapshot::{Shared, Snapshot};
+use crate::statements::{self, Statement, add_column, copy_subset, create_vectors};
 use crate::uses::Uses;
-use crate::{Error, Result, catalog, functions};
+use crate::{Error, Result};
 
 /// Named parameters of a query, `$name` in its text: always bound, never pasted.
 pub type Params = [(String, ScalarValue)];
@@ -60,18 +51,16 @@ impl Default for Options {
     }
 }
 
-/// SQL over one pool.
+/// SQL over one pool. Queries may run beside each other, and beside statements that change the pool: each reads one
+/// snapshot of it from its plan to its last row, and its receipt names that one.
 pub struct Session {
-    context: SessionContext,
-    /// Where changes go, and the same at the versions that queries read.
+    /// Where changes go.
     pool: Pool,
-    reads: Arc<RwLock<Pool>>,
+    shared: Shared,
+    current: ArcSwap<Snapshot>,
+    /// Held while the snapshot is replaced, or something is defined in it.
+    changing: Mutex<()>,
     memory: usize,
-    resources: Arc<Resources>,
-    sets: Arc<Sets>,
-    computed: Arc<UseComputed>,
-    /// The computed columns, as of the versions read.
-    columns: RwLock<Vec<Computed>>,
     on_progress: Arc<dyn Fn(Progress) + Send + Sync>,
 }
 
@@ -84,110 +73,39 @@ impl Session {
     /// Over a pool that is open, at the version that it is read at.
     pub fn over<'a>(pool: Pool, options: Options) -> BoxFuture<'a, Result<Session>> {
         async move {
-            let wrap = |e| Error::query(e, &[]);
-            let config = SessionConfig::new()
-                .with_option_extension(SearchOptions::default())
-                .with_information_schema(true)
-                // The highest first means the highest: as in DuckDB, NULL is last either way.
-                .set_str("datafusion.sql_parser.default_null_ordering", "nulls_last")
-                // It drops groups whose minimum or maximum is NULL (tests/sql/answers.slt).
-                .set_bool("datafusion.optimizer.enable_topk_aggregation", false)
-                // Minima and maxima of a file of which a row group has no statistics are those of the others
-                // (tests/e2e/awkward.rs).
-                .set_bool("datafusion.execution.collect_statistics", false)
-                .set_bool("datafusion.sql_parser.map_string_types_to_utf8view", false)
-                .set_bool("datafusion.execution.parquet.schema_force_view_types", false);
-            let computed = Arc::new(UseComputed::default());
-            let sets = Arc::new(Sets::of(pool.clone()));
-            let reads = Arc::new(RwLock::new(pool.clone()));
-            let planner = Planner(TablePlanner { reads: reads.clone(), sets: sets.clone() });
-            let mut rules: Vec<_> = vec![Arc::new(UidText) as _];
-            rules.extend(Analyzer::new().rules);
-            rules.push(Arc::new(InLists));
-            rules.push(Arc::new(TwoPasses));
-            rules.push(computed.clone());
-            rules.push(Arc::new(OrderByDistance));
             let memory = TrackConsumersPool::new(FairSpillPool::new(options.memory), std::num::NonZeroUsize::new(3).expect("not zero"));
-            let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(memory)).build_arc().map_err(wrap)?;
-            let state = SessionStateBuilder::new()
-                .with_default_features()
-                .with_config(config)
-                .with_runtime_env(runtime)
-                .with_query_planner(Arc::new(planner))
-                .with_analyzer_rules(rules)
-                .with_optimizer_rule(Arc::new(NoNegativeZero))
-                .with_physical_optimizer_rule(Arc::new(OwnBuffers))
-                .build();
-            let context = catalog::with_files(SessionContext::new_with_state(state));
-            {
-                let state = context.state_ref();
-                let mut state = state.write();
-                use datafusion::execution::FunctionRegistry;
-                state.register_expr_planner(Arc::new(UidText)).map_err(wrap)?;
-                state.register_relation_planner(Arc::new(NearestPlanner)).map_err(wrap)?;
-                state.register_relation_planner(Arc::new(TableFunctions)).map_err(wrap)?;
-            }
+            let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(memory)).build_arc().map_err(|e| Error::query(e, &[]))?;
             let resources = Arc::new(Resources::new(options.resources));
-            functions::register(&context, &resources, &sets, options.embed.as_ref());
-            let session = Session {
-                context,
-                reads,
-                pool,
-                memory: options.memory,
-                resources,
-                sets,
-                computed,
-                columns: RwLock::default(),
-                on_progress: options.on_progress,
-            };
-            session.refresh().await?;
-            Ok(session)
+            let shared = Shared { runtime, resources, embed: options.embed, own: Arc::default() };
+            let current = ArcSwap::from_pointee(Snapshot::read(&shared, newest(&pool).await?, None).await?);
+            let (memory, on_progress) = (options.memory, options.on_progress);
+            Ok(Session { pool, shared, current, changing: Mutex::default(), memory, on_progress })
         }
         .boxed()
     }
 
-    /// Reads the tables at their newest versions (or those that the pool was opened at), and what columns are computed.
-    async fn refresh(&self) -> Result<()> {
-        let reads = match self.pool.is_at_version() {
-            true => self.pool.clone(),
-            false => self.pool.pinned().await?,
-        };
-        *self.reads.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = reads.clone();
-        catalog::register(&self.context, &reads).await?;
-        self.sets.clear();
-        let mut stored = Vec::new();
-        self.set_stored(Vec::new()); // or the expressions would be replaced by themselves
-        let columns = reads.computed().await?;
-        *self.columns.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = columns.clone();
-        for column in columns.into_iter().filter(|column| column.lagging == 0) {
-            let scan = self.context.table(Table::Pool.name()).await.map_err(|e| self.error(e))?.into_unoptimized_plan();
-            let state = self.context.state();
-            let expr = deep::expression(&state, &column.expression, scan.schema()).and_then(|expr| analyzed(&state, &scan, expr));
-            // An expression that this program no longer knows helps nobody, and hurts nobody.
-            let Computed { column, resources, .. } = column;
-            let same_files = resources.is_empty().then_some(true);
-            stored.extend(expr.ok().map(|expr| Stored { column, expr, resources, same_files }));
+    /// Reads the tables at their newest versions from now on (or at those that the pool was opened at).
+    pub fn refresh(&self) -> BoxFuture<'_, Result<()>> {
+        async move {
+            let _changing = self.changing.lock().await;
+            let before = self.snapshot();
+            let next = Snapshot::read(&self.shared, newest(&self.pool).await?, Some(&before)).await?;
+            self.current.store(Arc::new(next));
+            Ok(())
         }
-        self.set_stored(stored);
-        Ok(())
+        .boxed()
     }
 
-    fn reads(&self) -> Pool {
-        self.reads.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
-    }
-
-    fn columns(&self) -> Vec<Computed> {
-        self.columns.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
-    }
-
-    fn set_stored(&self, stored: Vec<Stored>) {
-        *self.computed.stored.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = stored;
+    pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
+        self.current.load_full()
     }
 
     /// Leaves expressions as they are, whatever columns hold them.
     #[cfg(test)]
-    pub(crate) fn forget_computed(&self) {
-        self.set_stored(Vec::new());
+    pub(crate) async fn forget_computed(&self) {
+        let before = self.snapshot();
+        let plain = Snapshot::plain(&self.shared, before.pool().clone(), Some(&before)).await.expect("it was read before");
+        self.current.store(Arc::new(plain));
     }
 
     pub fn pool(&self) -> &Pool {
@@ -195,19 +113,18 @@ impl Session {
     }
 
     pub fn resources(&self) -> &Resources {
-        &self.resources
-    }
-
-    pub(crate) fn context(&self) -> &SessionContext {
-        &self.context
+        &self.shared.resources
     }
 
     /// Runs one statement; batches stream out as they are made, and dropping the stream cancels the query.
     /// Statements without rows of their own give none, or what they did.
     pub fn sql<'a>(&'a self, text: &'a str, params: &'a Params) -> BoxFuture<'a, Result<Rows>> {
         async move {
-            match statements::parse(&self.context.state(), text)? {
-                Statement::Plain(statement) => self.rows(self.frame(*statement, params, true).await?).await.map(|(rows, _)| rows),
+            match statements::parse(&self.snapshot().state(), text)? {
+                Statement::Plain(statement) => {
+                    let (snapshot, frame) = self.frame(*statement, params, true).await?;
+                    snapshot.rows(frame).await.map(|(rows, _)| rows)
+                }
                 Statement::AddColumn { column, expression } => {
                     self.must_be_newest()?;
                     let rows = self.add_column(&column, &expression).await?;
@@ -252,7 +169,6 @@ impl Session {
                         Err(storage::Error::VectorsMissing { .. }) if if_exists => Ok(Rows::told(&[("missing", &name)])),
                         dropped => {
                             dropped?;
-                            self.sets.forget(&name);
                             self.refresh().await?;
                             Ok(Rows::told(&[("dropped", &name)]))
                         }
@@ -276,10 +192,8 @@ impl Session {
     /// Computes a column, or what is missing of it. Gives the number of rows computed.
     async fn add_column(&self, column: &str, expression: &str) -> Result<u64> {
         // The expression itself is wanted, not a column that holds it.
-        self.set_stored(Vec::new());
-        let plan = add_column::plan(self, column, expression).await;
-        self.refresh().await?;
-        let plan = plan?;
+        let plain = Snapshot::plain(&self.shared, newest(&self.pool).await?, Some(&self.snapshot())).await?;
+        let plan = add_column::plan(&plain, column, expression).await?;
         let rows = self.pool.compute_column(&plan.computed, plan.data_type, plan.compute, &*self.on_progress).await?;
         self.refresh().await?;
         Ok(rows)
@@ -287,8 +201,9 @@ impl Session {
 
     /// Stores the vectors of a query of one column, or of a column `id` and one more, as a named set; gives their number.
     async fn create_vectors(&self, name: &str, query: &str, params: &Params) -> Result<u64> {
-        let Statement::Plain(statement) = statements::parse(&self.context.state(), query)? else { return Err(Error::NotAQuery) };
-        let (rows, _) = self.rows(self.frame(*statement, params, true).await?).await?;
+        let Statement::Plain(statement) = statements::parse(&self.snapshot().state(), query)? else { return Err(Error::NotAQuery) };
+        let (snapshot, frame) = self.frame(*statement, params, true).await?;
+        let (rows, _) = snapshot.rows(frame).await?;
         let schema = rows.schema();
         let batches: Vec<arrow::array::RecordBatch> = rows.try_collect().await.map_err(|e| self.error(e))?;
         let batch = arrow::compute::concat_batches(&schema, &batches).map_err(|e| self.error(e.into()))?;
@@ -315,112 +230,53 @@ impl Session {
     /// The plan of a filter, without running it.
     pub fn explain<'a>(&'a self, filter: &'a Bound) -> BoxFuture<'a, Result<Rows>> {
         async move {
-            let Statement::Plain(statement) = statements::parse(&self.context.state(), filter.sql())? else { return Err(Error::NotAQuery) };
-            let explain = ExplainStatement { analyze: false, verbose: false, format: None, statement };
-            let frame = self.frame(DfStatement::Explain(explain), filter.params(), false).await?;
-            Ok(self.rows(frame).await?.0)
+            let statement = self.query(filter.sql())?;
+            let explain = ExplainStatement { analyze: false, verbose: false, format: None, statement: Box::new(statement) };
+            let (snapshot, frame) = self.frame(DfStatement::Explain(explain), filter.params(), false).await?;
+            Ok(snapshot.rows(frame).await?.0)
         }
         .boxed()
     }
 
-    /// A plan with its parameters bound, and what it names read; statements that define something have done so.
+    /// Parses a text that must be a query.
+    pub(crate) fn query(&self, sql: &str) -> Result<DfStatement> {
+        match statements::parse(&self.snapshot().state(), sql)? {
+            Statement::Plain(statement) => Ok(*statement),
+            _ => Err(Error::NotAQuery),
+        }
+    }
+
+    /// Plans a statement, and returns it with the snapshot that it reads; statements that define something have done so.
     /// With `all_used`, a parameter that the text does not name is an error.
-    pub(crate) async fn frame(&self, statement: DfStatement, params: &Params, all_used: bool) -> Result<DataFrame> {
-        let errors = |e| self.error(e);
-        let mut plan = self.context.state().statement_to_plan(statement).await.map_err(errors)?;
-        let named = plan.get_parameter_names().map_err(errors)?;
-        if let Some((unknown, _)) = params.iter().find(|(name, _)| all_used && !named.contains(&format!("${name}"))) {
-            let mut known: Vec<&str> = named.iter().map(|name| name.trim_start_matches('$')).collect();
-            known.sort_unstable();
-            return Err(Error::UnknownParameter { filter: "sql".into(), name: unknown.clone(), known: known.join(", ") });
-        }
-        if !params.is_empty() {
-            let values: HashMap<String, ScalarValue> = params.iter().cloned().collect();
-            plan = plan.with_param_values(ParamValues::from(values)).map_err(errors)?;
-        }
-        self.load_sets(&plan).await?;
-        let runs = !matches!(plan, LogicalPlan::Explain(_));
-        if runs && self.uses(&plan)?.hashes && !self.pool.is_at_version() && self.pool.fill_hashes(&*self.on_progress).await? > 0 {
+    pub(crate) async fn frame(&self, statement: DfStatement, params: &Params, all_used: bool) -> Result<(Arc<Snapshot>, DataFrame)> {
+        let mut snapshot = self.snapshot();
+        let mut plan = snapshot.plan(statement.clone(), params, all_used).await?;
+        let hashes = !matches!(plan, LogicalPlan::Explain(_)) && snapshot.uses(&plan)?.hashes;
+        if hashes && !self.pool.is_at_version() && self.pool.fill_hashes(&*self.on_progress).await? > 0 {
             self.refresh().await?;
+            snapshot = self.snapshot();
+            plan = snapshot.plan(statement, params, all_used).await?;
         }
-        self.check_stored(&plan)?;
-        self.context.execute_logical_plan(plan).await.map_err(errors)
-    }
-
-    pub(crate) async fn rows(&self, frame: DataFrame) -> Result<(Rows, Uses)> {
-        let errors = |e| self.error(e);
-        let (state, plan) = frame.into_parts();
-        let plan = state.optimize(&plan).map_err(errors)?;
-        let uses = self.uses(&plan)?;
-        for (function, list) in &uses.functions {
-            // Read before the work starts, so that a missing one is told of at once.
-            match function.as_str() {
-                "lang_fasttext" => self.resources.language().map(drop)?,
-                _ => {
-                    self.resources.wordnet()?;
-                    list.as_deref().map(|list| self.resources.synsets(list)).transpose()?;
-                }
+        let _changing = match plan {
+            // What it defines must not be lost to a snapshot that is being made.
+            LogicalPlan::Ddl(_) | LogicalPlan::Statement(_) => {
+                let changing = self.changing.lock().await;
+                snapshot = self.snapshot();
+                Some(changing)
             }
-        }
-        for column in self.columns().into_iter().filter(|column| column.lagging > 0) {
-            if uses.computed.contains(&column.column) {
-                let Computed { column, expression, lagging: rows, .. } = column;
-                return Err(storage::Error::ColumnLags { column, expression, rows }.into());
-            }
-        }
-        let physical = state.query_planner().create_physical_plan(&plan, &state).await.map_err(errors)?;
-        let stream = execute_stream(physical.clone(), Arc::new(TaskContext::from(&state))).map_err(errors)?;
-        Ok((Rows::of(&physical, stream), uses))
-    }
-
-    pub(crate) fn uses(&self, plan: &LogicalPlan) -> Result<Uses> {
-        Uses::of(plan).map_err(|e| self.error(e))
-    }
-
-    /// Reads the vector sets that a plan names.
-    pub(crate) async fn load_sets(&self, plan: &LogicalPlan) -> Result<()> {
-        for set in self.uses(plan)?.sets {
-            self.sets.load(&set).await?;
-        }
-        Ok(())
-    }
-
-    /// Settles for the stored columns that this plan may use whether their optional files are still the same.
-    fn check_stored(&self, plan: &LogicalPlan) -> Result<()> {
-        let unknown = |stored: &Stored| stored.same_files.is_none();
-        if !self.computed.stored.read().unwrap_or_else(|poisoned| poisoned.into_inner()).iter().any(unknown) {
-            return Ok(());
-        }
-        let uses = self.uses(plan)?;
-        if uses.functions.is_empty() {
-            return Ok(());
-        }
-        let of_now = self.digests(&uses)?;
-        let mut stored = self.computed.stored.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-        for column in stored.iter_mut().filter(|stored| unknown(stored)) {
-            if column.resources.keys().all(|name| of_now.contains_key(name)) {
-                column.same_files = Some(column.resources.iter().all(|(name, digest)| of_now.get(name) == Some(digest)));
-            }
-        }
-        Ok(())
-    }
-
-    /// Digests of the optional files that a query used.
-    pub(crate) fn digests(&self, uses: &Uses) -> Result<BTreeMap<String, String>> {
-        let mut digests = BTreeMap::new();
-        for (function, list) in &uses.functions {
-            digests.extend(self.resources.digests(function, list.as_deref())?);
-        }
-        Ok(digests)
+            _ => None,
+        };
+        let frame = snapshot.frame(plan).await?;
+        Ok((snapshot, frame))
     }
 
     /// The subset that a filter selects, and where it came from.
     pub fn subset<'a>(&'a self, filter: &'a Bound) -> BoxFuture<'a, Result<(Subset, Receipt)>> {
         async move {
             let made = Made::by(filter);
-            let (rows, uses) = self.selection(filter).await?;
-            let subset = copy_subset::collect(rows, |e| self.error(e)).await?;
-            let receipt = self.receipt(made, subset.summary(), &uses).await?;
+            let selection = self.selection(filter).await?;
+            let subset = copy_subset::collect(selection.rows, |e| self.error(e)).await?;
+            let receipt = made.receipt(&selection.snapshot, subset.summary(), &selection.uses).await?;
             Ok((subset, receipt))
         }
         .boxed()
@@ -431,74 +287,63 @@ impl Session {
     pub fn write_subset<'a>(&'a self, filter: &'a Bound, path: &'a Path) -> BoxFuture<'a, Result<Receipt>> {
         async move {
             let made = Made::by(filter);
-            let (rows, uses) = self.selection(filter).await?;
-            self.write(rows, uses, made, path).await
+            self.write(self.selection(filter).await?, made, path).await
         }
         .boxed()
     }
 
-    /// Rows of a filter: its uids, and weights where it has them.
-    pub(crate) async fn selection(&self, filter: &Bound) -> Result<(Rows, Uses)> {
-        let Statement::Plain(statement) = statements::parse(&self.context.state(), filter.sql())? else { return Err(Error::NotAQuery) };
-        let frame = self.frame(*statement, filter.params(), !filter.is_declared()).await?;
-        copy_subset::check_columns(frame.schema())?;
-        self.rows(copy_subset::wanted(frame).map_err(|e| self.error(e))?).await
+    async fn selection(&self, filter: &Bound) -> Result<Selection> {
+        let (snapshot, frame) = self.frame(self.query(filter.sql())?, filter.params(), !filter.is_declared()).await?;
+        Selection::start(snapshot, frame).await
     }
 
     async fn copy_subset(&self, query: DfStatement, params: &Params, made: Made<'_>, path: &Path) -> Result<Receipt> {
         copy_subset::check_folder(path)?;
-        let frame = self.frame(query, params, true).await?;
-        copy_subset::check_columns(frame.schema())?;
-        let (rows, uses) = self.rows(copy_subset::wanted(frame).map_err(|e| self.error(e))?).await?;
-        self.write(rows, uses, made, path).await
+        let (snapshot, frame) = self.frame(query, params, true).await?;
+        self.write(Selection::start(snapshot, frame).await?, made, path).await
     }
 
-    async fn write(&self, rows: Rows, uses: Uses, made: Made<'_>, path: &Path) -> Result<Receipt> {
+    async fn write(&self, selection: Selection, made: Made<'_>, path: &Path) -> Result<Receipt> {
+        let Selection { snapshot, rows, uses } = selection;
         let written = watch(rows.scans(), &*self.on_progress, copy_subset::write(rows, path, self.memory / 2, |e| self.error(e))).await?;
-        let receipt = self.receipt(made, written, &uses).await?;
+        let receipt = made.receipt(&snapshot, written, &uses).await?;
         receipt.write(&Receipt::path_beside(path))?;
         Ok(receipt)
     }
 
-    async fn receipt(&self, made: Made<'_>, written: Written, uses: &Uses) -> Result<Receipt> {
-        let mut resources = self.digests(uses)?;
-        for column in self.columns().into_iter().filter(|column| uses.computed.contains(&column.column)) {
-            resources.extend(column.resources);
-        }
-        Ok(Receipt {
-            sql: made.sql.to_string(),
-            parameters: made.parameters,
-            resources,
-            wall_seconds: made.start.elapsed().as_secs_f64(),
-            ..Receipt::of(made.filter, &self.reads(), written).await?
-        })
-    }
-
     /// Names of all functions, for completion and "did you mean".
     pub fn function_names(&self) -> Vec<String> {
-        let state = self.context.state();
-        let mut names: Vec<String> = state.scalar_functions().keys().cloned().collect();
-        names.extend(state.aggregate_functions().keys().cloned());
-        names.extend(state.window_functions().keys().cloned());
-        names.sort();
-        names
+        self.snapshot().function_names()
     }
 
     /// Tables of the pool, each with its columns and their types.
     pub async fn tables(&self) -> Vec<(String, Vec<(String, DataType)>)> {
-        let mut tables = Vec::new();
-        for table in Table::ALL {
-            if let Ok(frame) = self.context.table(table.name()).await {
-                let columns = frame.schema().fields().iter().map(|f| (f.name().clone(), f.data_type().clone()));
-                tables.push((table.name().to_string(), columns.collect()));
-            }
-        }
-        tables
+        self.snapshot().tables().await
     }
 
     /// An error of DataFusion in the words of this crate.
     pub fn error(&self, error: DataFusionError) -> Error {
-        Error::query(error, &self.function_names())
+        self.snapshot().error(error)
+    }
+}
+
+/// The pool at its newest versions, or at those that it was opened at.
+async fn newest(pool: &Pool) -> Result<Pool> {
+    Ok(if pool.is_at_version() { pool.clone() } else { pool.pinned().await? })
+}
+
+/// Rows of a filter, its uids and weights where it has them, and what they are of.
+struct Selection {
+    snapshot: Arc<Snapshot>,
+    rows: Rows,
+    uses: Uses,
+}
+
+impl Selection {
+    async fn start(snapshot: Arc<Snapshot>, frame: DataFrame) -> Result<Selection> {
+        copy_subset::check_columns(frame.schema())?;
+        let (rows, uses) = snapshot.rows(copy_subset::wanted(frame).map_err(|e| snapshot.error(e))?).await?;
+        Ok(Selection { snapshot, rows, uses })
     }
 }
 
@@ -514,6 +359,15 @@ impl<'a> Made<'a> {
     fn by(filter: &'a Bound) -> Made<'a> {
         let parameters = filter.params().iter().map(|(name, value)| (name.clone(), json(value))).collect();
         Made { filter: filter.name(), sql: filter.sql(), parameters, start: Instant::now() }
+    }
+
+    async fn receipt(self, snapshot: &Snapshot, written: Written, uses: &Uses) -> Result<Receipt> {
+        Ok(Receipt {
+            sql: self.sql.to_string(),
+            parameters: self.parameters,
+            wall_seconds: self.start.elapsed().as_secs_f64(),
+            ..snapshot.receipt(self.filter, written, uses).await?
+        })
     }
 }
 

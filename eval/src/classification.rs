@@ -131,7 +131,7 @@ impl Writer {
     }
 
     fn finish(mut self) -> Result<()> {
-        let done = self.csv.flush().and_then(|()| std::fs::rename(self.path.with_extension("part"), &self.path));
+        let done = self.csv.flush().and_then(|()| storage::put_in_place(&self.path.with_extension("part"), &self.path));
         done.map_err(Error::io(&self.path))
     }
 }

@@ -92,7 +92,7 @@ fn write(path: &Path, weights: &[f32], dim: usize) -> std::io::Result<()> {
     writer.finish()?;
     let part = path.with_extension("part");
     std::fs::write(&part, bytes)?;
-    std::fs::rename(&part, path)
+    storage::put_in_place(&part, path)
 }
 
 #[cfg(test)]

@@ -162,8 +162,7 @@ impl Journal {
         let write = || {
             let mut file = File::create(&part)?;
             file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            std::fs::rename(&part, &path)
+            storage::put_in_place(&part, &path)
         };
         write().map_err(Error::io(&path))
     }

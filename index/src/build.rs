@@ -15,8 +15,9 @@ use lance::Dataset;
 use lance::dataset::{InsertBuilder, WriteParams};
 use lance::index::vector::VectorIndexParams;
 use lance::index::{DatasetIndexExt, DatasetIndexInternalExt, IndexBuildProgress};
+use lance::table::format::IndexMetadata;
 use lance_index::metrics::NoOpMetricsCollector;
-use storage::{OnProgress, Progress, VectorColumn};
+use storage::{OnProgress, Progress, VectorColumn, Writer};
 
 use crate::assign::assign;
 use crate::indexes::{IndexInfo, NewIndex, joined, set_effort};
@@ -35,7 +36,13 @@ const PIECE_ROWS: u64 = 16 << 20;
 const CHUNK: usize = 16384;
 
 /// Trains the partitions and builds the pieces of an index, and commits it.
-pub(crate) async fn create_over_vectors(dataset: &mut Dataset, new: &NewIndex, name: &str, on_progress: OnProgress<'_>) -> Result<()> {
+pub(crate) async fn create_over_vectors(
+    writer: &Writer,
+    dataset: &mut Dataset,
+    new: &NewIndex,
+    name: &str,
+    on_progress: OnProgress<'_>,
+) -> Result<()> {
     let distance = new.distance()?;
     let column = Arc::new(VectorColumn::open(Arc::new(dataset.clone()), &new.column).await?);
     let dim = column.dim();
@@ -78,15 +85,11 @@ pub(crate) async fn create_over_vectors(dataset: &mut Dataset, new: &NewIndex, n
     for fragments in fragments {
         pieces.push(build_piece(dataset, &column, new.kind, name, distance, &trained, sizes, fragments, on_progress).await?);
     }
-    // Of one over the same column the new pieces take the place, in the same commit.
-    let field = dataset.schema().field(&new.column).map(|field| field.id);
-    let there = dataset.load_indices_by_name(name).await.map_err(Error::lance)?;
-    if new.replace && there.iter().any(|index| index.fields.first() != field.as_ref()) {
-        dataset.drop_index(name).await.map_err(Error::lance)?;
-    }
-    dataset.commit_existing_index_segments(name, &new.column, pieces).await.map_err(Error::lance)?;
+    // Before, so that the index never is without; of one that does not come to be nobody asks.
     let effort = Effort { nprobes: Effort::default().nprobes.min(partitions), ..Effort::default() };
-    set_effort(dataset, name, effort).await
+    set_effort(dataset, name, effort).await?;
+    let pieces = pieces.into_iter().map(|piece| IndexMetadata { name: name.to_string(), ..piece }).collect();
+    Ok(writer.replace_index(dataset, name, pieces).await?)
 }
 
 /// Centroids `[partitions, dim]`; fewer where there are not as many vectors, one of zeros where there is none.
@@ -121,7 +124,7 @@ async fn build_piece(
     sizes: Sizes,
     fragments: Vec<u32>,
     on_progress: OnProgress<'_>,
-) -> Result<lance::table::format::IndexMetadata> {
+) -> Result<IndexMetadata> {
     let dim = column.dim();
     let folder = tempfile::tempdir().map_err(|source| Error::Spill { source })?;
     let file = folder.path().join("partitions").display().to_string();

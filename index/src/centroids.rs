@@ -93,7 +93,7 @@ fn save(file: &Path, of: &str, clusters: &Clusters) -> Result<()> {
         out.flush()
     };
     write().map_err(io(&part))?;
-    std::fs::rename(&part, file).map_err(io(file))
+    storage::put_in_place(&part, file).map_err(io(file))
 }
 
 /// What was saved of the same work; nothing where the file is of another, or broken.

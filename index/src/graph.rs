@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use hnsw_rs::api::AnnT;
 use hnsw_rs::hnsw::Hnsw;
 use hnsw_rs::hnswio::HnswIo;
-use storage::{Lock, Pool};
+use storage::Pool;
 use twox_hash::XxHash64;
 
 use crate::indexes::joined;
@@ -112,23 +112,23 @@ pub fn build_graph<'a>(pool: &'a Pool, name: &'a str, options: GraphOptions) -> 
         let Some(folder) = folder_of(pool, name) else {
             return Err(Error::Graph { path: pool.root().into(), reason: "graphs are kept on local disks only".into() });
         };
-        let lock = Lock::take_swept(pool).await?;
-        let work = tokio::task::spawn_blocking(move || {
-            let failed = |e: std::io::Error| Error::Graph { path: folder.display().to_string(), reason: e.to_string() };
-            let part = folder.with_extension("graph.part");
-            for old in [&part, &folder] {
-                if old.exists() {
-                    std::fs::remove_dir_all(old).map_err(failed)?;
+        pool.write(|_| async move {
+            let work = tokio::task::spawn_blocking(move || {
+                let failed = |e: std::io::Error| Error::Graph { path: folder.display().to_string(), reason: e.to_string() };
+                let part = folder.with_extension("graph.part");
+                for old in [&part, &folder] {
+                    if old.exists() {
+                        std::fs::remove_dir_all(old).map_err(failed)?;
+                    }
                 }
-            }
-            Graph::build(&set, options).save(&part)?;
-            let text = manifest(&set, &part).ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
-            std::fs::write(part.join("of"), text).map_err(failed)?;
-            std::fs::rename(&part, &folder).map_err(failed)
-        });
-        work.await.map_err(joined)??;
-        lock.done();
-        Ok(())
+                Graph::build(&set, options).save(&part)?;
+                let text = manifest(&set, &part).ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
+                std::fs::write(part.join("of"), text).map_err(failed)?;
+                storage::put_in_place(&part, &folder).map_err(failed)
+            });
+            work.await.map_err(joined)?
+        })
+        .await
     }
     .boxed()
 }

@@ -8,10 +8,11 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use lance::Dataset;
 use lance::index::DatasetIndexExt;
+use lance::table::format::IndexMetadata;
 use lance_index::IndexParams;
 use lance_index::optimize::OptimizeOptions;
 use lance_index::scalar::{BuiltinIndexType, InvertedIndexParams, ScalarIndexParams};
-use storage::{Lock, OnProgress, Pool, Table};
+use storage::{OnProgress, Pool, Table};
 
 use crate::build::{Watch, create_over_vectors, extend};
 use crate::kind::Sizes;
@@ -135,9 +136,8 @@ impl NewIndex {
 
 /// Makes an index over a column of `pool`. Killed before its end, it leaves the pool as it was.
 pub fn create_index<'a>(pool: &'a Pool, new: &'a NewIndex, on_progress: OnProgress<'a>) -> BoxFuture<'a, Result<String>> {
-    async move {
+    pool.write(move |writer| async move {
         new.check_options()?;
-        let lock = Lock::take_swept(pool).await?;
         let dataset = pool.require(Table::Pool).await?;
         let data_type = dataset.schema().field(&new.column).map(|field| field.data_type());
         let data_type = data_type.ok_or_else(|| storage::Error::no_column(&dataset, &new.column))?;
@@ -151,27 +151,20 @@ pub fn create_index<'a>(pool: &'a Pool, new: &'a NewIndex, on_progress: OnProgre
             return Err(Error::IndexExists { name });
         }
         let mut dataset = Dataset::clone(&dataset);
-        // One over another column is no earlier state of this one.
-        let other = indexes_of(&dataset).await?.into_iter().find(|index| index.name == name && index.column != new.column);
-        let params = if new.kind.is_vector() { None } else { Some(scalar_params(new)?) };
-        if other.is_some() && params.is_some() {
-            dataset.drop_index(&name).await.map_err(Error::lance)?;
+        if new.kind.is_vector() {
+            create_over_vectors(&writer, &mut dataset, new, &name, on_progress).await?;
+        } else {
+            let params = scalar_params(new)?;
+            let progress = Arc::new(Watch::new(format!("index {name}")));
+            let columns = [new.column.as_str()];
+            // Under a name of its own, which no index has, for the case that it takes another's place.
+            let mut builder = dataset.create_index_builder(&columns, new.kind.index_type(), params.as_ref());
+            builder = builder.name(format!("{name}__new")).progress(progress.clone());
+            let piece = progress.during(builder.execute_uncommitted(), on_progress).await.map_err(Error::lance)?;
+            writer.replace_index(&dataset, &name, vec![IndexMetadata { name: name.clone(), ..piece }]).await?;
         }
-        match params {
-            None => create_over_vectors(&mut dataset, new, &name, on_progress).await?,
-            Some(params) => {
-                let what = format!("index {name}");
-                let progress = Arc::new(Watch::new(what));
-                let columns = [new.column.as_str()];
-                let builder = dataset.create_index_builder(&columns, new.kind.index_type(), params.as_ref());
-                let builder = builder.name(name.clone()).replace(new.replace).progress(progress.clone());
-                progress.during(async { builder.await.map(drop) }, on_progress).await.map_err(Error::lance)?;
-            }
-        }
-        lock.done();
         Ok(name)
-    }
-    .boxed()
+    })
 }
 
 fn check_column(new: &NewIndex, data_type: &DataType) -> Result<()> {
@@ -293,15 +286,10 @@ pub(crate) async fn set_effort(dataset: &mut Dataset, name: &str, effort: Effort
 
 /// Stores what searches of an index use by default.
 pub fn set_defaults<'a>(pool: &'a Pool, name: &'a str, effort: Effort) -> BoxFuture<'a, Result<()>> {
-    async move {
-        let lock = Lock::take_swept(pool).await?;
+    pool.write(move |writer| async move {
         let index = named(pool, name).await?;
-        let mut dataset = Dataset::clone(&*pool.require(Table::Pool).await?);
-        set_effort(&mut dataset, &index.name, effort).await?;
-        lock.done();
-        Ok(())
-    }
-    .boxed()
+        set_effort(&mut writer.table(Table::Pool).await?, &index.name, effort).await
+    })
 }
 
 /// The index of this name; an error where there is none.
@@ -313,30 +301,25 @@ pub(crate) async fn named(pool: &Pool, name: &str) -> Result<IndexInfo> {
 
 /// Removes an index.
 pub fn drop_index<'a>(pool: &'a Pool, name: &'a str) -> BoxFuture<'a, Result<()>> {
-    async move {
-        let lock = Lock::take_swept(pool).await?;
+    pool.write(move |writer| async move {
         named(pool, name).await?;
-        let mut dataset = Dataset::clone(&*pool.require(Table::Pool).await?);
+        let mut dataset = writer.table(Table::Pool).await?;
         dataset.drop_index(name).await.map_err(Error::lance)?;
         let keys = keys(name);
         let there: Vec<&str> = keys.iter().map(String::as_str).filter(|key| dataset.config().contains_key(*key)).collect();
         if !there.is_empty() {
             dataset.update_config(there.into_iter().map(|key| (key, None::<&str>))).await.map_err(Error::lance)?;
         }
-        lock.done();
         Ok(())
-    }
-    .boxed()
+    })
 }
 
 /// Extends an index to the rows that came after it, and gives their number.
 pub fn update_index<'a>(pool: &'a Pool, name: &'a str, on_progress: OnProgress<'a>) -> BoxFuture<'a, Result<u64>> {
-    async move {
-        let lock = Lock::take_swept(pool).await?;
+    pool.write(move |writer| async move {
         let index = named(pool, name).await?;
-        let mut dataset = Dataset::clone(&*pool.require(Table::Pool).await?);
+        let mut dataset = writer.table(Table::Pool).await?;
         if index.lagging == 0 {
-            lock.done();
             return Ok(0);
         }
         match (index.kind.filter(|kind| kind.is_vector()), index.distance) {
@@ -349,8 +332,6 @@ pub fn update_index<'a>(pool: &'a Pool, name: &'a str, on_progress: OnProgress<'
                 dataset.optimize_indices(&options).await.map_err(Error::lance)?;
             }
         }
-        lock.done();
         Ok(index.lagging)
-    }
-    .boxed()
+    })
 }

@@ -11,8 +11,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt};
 use lance::Dataset;
 use lance::table::format::Fragment;
 
-use crate::commit::{self, Change};
-use crate::lock::Lock;
+use crate::writer::Change;
 use crate::{Error, OnProgress, Pool, Progress, Result, Table};
 
 /// The field's metadata that hold the expression, and the digests of the optional files that it was computed with.
@@ -138,8 +137,7 @@ impl Pool {
         compute: Compute,
         on_progress: OnProgress<'a>,
     ) -> BoxFuture<'a, Result<u64>> {
-        async move {
-            let lock = Lock::take_swept(self).await?;
+        self.write(move |writer| async move {
             let mut dataset = self.require(Table::Pool).await?;
             let field = column.field(data_type);
             let is_new = dataset.schema().field(&column.column).is_none();
@@ -154,7 +152,7 @@ impl Pool {
                 None if !crate::schema::can_be_column(&column.column) => {
                     return Err(Error::ColumnName { path: self.root().into(), column: column.column.clone() });
                 }
-                None => dataset = commit::add_null_columns(&dataset, vec![field]).await?,
+                None => dataset = writer.add_null_columns(&dataset, vec![field]).await?,
             }
             let missing = without(&dataset, &column.column);
             let total: u64 = missing.iter().map(|f| f.num_rows().unwrap_or(0) as u64).sum();
@@ -175,21 +173,18 @@ impl Pool {
                 }
                 done += fragment.num_rows().unwrap_or(0) as u64;
                 if last.elapsed() >= COMMIT_EVERY || missing.len() <= FEW_FRAGMENTS || i + 1 == missing.len() {
-                    dataset = commit::commit(&dataset, std::mem::take(&mut change), HashMap::new()).await?;
+                    dataset = writer.commit(&dataset, std::mem::take(&mut change), HashMap::new()).await?;
                     last = Instant::now();
                 }
             }
-            lock.done();
             Ok(done)
-        }
-        .boxed()
+        })
     }
 
     /// Drops a computed column of `pool`, without touching the others' files.
     pub fn drop_column<'a>(&'a self, column: &'a str) -> BoxFuture<'a, Result<()>> {
-        async move {
-            let lock = Lock::take_swept(self).await?;
-            let mut dataset = Dataset::clone(&*self.require(Table::Pool).await?);
+        self.write(move |writer| async move {
+            let mut dataset = writer.table(Table::Pool).await?;
             if dataset.schema().field(column).is_none() {
                 return Err(Error::no_column(&dataset, column));
             }
@@ -197,10 +192,8 @@ impl Pool {
                 return Err(Error::ColumnIngested { column: column.into() });
             }
             dataset.drop_columns(&[column]).await.map_err(Error::lance(dataset.uri()))?;
-            lock.done();
             Ok(())
-        }
-        .boxed()
+        })
     }
 }
 

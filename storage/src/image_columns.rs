@@ -11,8 +11,7 @@ use lance::Dataset;
 use lance::dataset::transaction::DataReplacementGroup;
 use lance::datatypes::BlobHandling;
 
-use crate::commit::{self, Change};
-use crate::lock::Lock;
+use crate::writer::{Change, Writer};
 use crate::{Error, OnProgress, Pool, Progress, Result, Table};
 
 /// Fragments are committed in groups of about so many images.
@@ -33,31 +32,32 @@ impl Pool {
     ) -> BoxFuture<'a, Result<u64>> {
         async move {
             let column = field.name().clone();
-            let Some(mut dataset) = self.dataset(Table::Images).await? else { return Ok(0) };
+            let Some(dataset) = self.dataset(Table::Images).await? else { return Ok(0) };
             if without(&dataset, &column).is_empty() && dataset.schema().field(&column).is_some() {
                 return Ok(0);
             }
-            let lock = Lock::take_swept(self).await?;
-            dataset = self.require(Table::Images).await?;
-            if dataset.schema().field(&column).is_none() {
-                dataset = commit::add_null_columns(&dataset, vec![field]).await?;
-            }
-            let missing = without(&dataset, &column);
-            let total: u64 = missing.iter().map(|fragment| fragment.1).sum();
-            let (mut done, mut waiting, mut change) = (0, 0, Change::default());
-            let last = missing.len();
-            for (i, (id, rows)) in missing.into_iter().enumerate() {
-                on_progress(Progress { what: what.into(), done, total, unit: "images" });
-                change.columns.push(fill(&dataset, id, &column, &compute).await?);
-                done += rows;
-                waiting += rows;
-                if waiting >= COMMIT_ROWS || i + 1 == last {
-                    dataset = commit::commit(&dataset, std::mem::take(&mut change), HashMap::new()).await?;
-                    waiting = 0;
+            let fill = |writer: Writer| async move {
+                let mut dataset = self.require(Table::Images).await?;
+                if dataset.schema().field(&column).is_none() {
+                    dataset = writer.add_null_columns(&dataset, vec![field]).await?;
                 }
-            }
-            lock.done();
-            Ok(done)
+                let missing = without(&dataset, &column);
+                let total: u64 = missing.iter().map(|fragment| fragment.1).sum();
+                let (mut done, mut waiting, mut change) = (0, 0, Change::default());
+                let last = missing.len();
+                for (i, (id, rows)) in missing.into_iter().enumerate() {
+                    on_progress(Progress { what: what.into(), done, total, unit: "images" });
+                    change.columns.push(fill(&dataset, id, &column, &compute).await?);
+                    done += rows;
+                    waiting += rows;
+                    if waiting >= COMMIT_ROWS || i + 1 == last {
+                        dataset = writer.commit(&dataset, std::mem::take(&mut change), HashMap::new()).await?;
+                        waiting = 0;
+                    }
+                }
+                Ok(done)
+            };
+            self.write(fill).await
         }
         .boxed()
     }

@@ -13,8 +13,8 @@ use lance::Dataset;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::commit::{self, Change};
-use crate::{Error, Pool, Result, Table, schema};
+use crate::writer::{self, Change};
+use crate::{Error, Pool, Result, Table, Writer, schema};
 
 pub(crate) type FileDigest = [u8; 32];
 
@@ -40,6 +40,7 @@ pub(crate) struct Entry {
 
 /// The tables that an ingest writes to, each at the version that it goes on from. They are opened before the ledger is
 /// read: what others commit later makes the next commit fail.
+#[derive(Default)]
 pub(crate) struct Tables {
     pub samples: Option<Arc<Dataset>>,
     pub images: Option<Arc<Dataset>>,
@@ -73,10 +74,10 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     /// Reads the ledger, and completes it by what a stopped run has committed.
-    pub async fn open(pool: &Pool, tables: &Tables) -> Result<Ledger> {
-        let mut ledger = Ledger::look(pool, tables).await?;
+    pub async fn open(writer: &Writer, tables: &Tables) -> Result<Ledger> {
+        let mut ledger = Ledger::look(writer.pool(), tables).await?;
         let lost = std::mem::take(&mut ledger.lost);
-        ledger.append(pool, lost).await?;
+        ledger.append(writer, lost).await?;
         Ok(ledger)
     }
 
@@ -142,11 +143,11 @@ impl Ledger {
     }
 
     /// Writes down entries, but for those that another ingest has written down meanwhile.
-    pub async fn append(&mut self, pool: &Pool, mut entries: Vec<Entry>) -> Result<()> {
+    pub async fn append(&mut self, writer: &Writer, mut entries: Vec<Entry>) -> Result<()> {
         while !entries.is_empty() {
-            let dataset = match pool.dataset(Table::Ledger).await? {
+            let dataset = match writer.pool().dataset(Table::Ledger).await? {
                 Some(dataset) => dataset,
-                None => match commit::create(pool, Table::Ledger, schema::ledger()).await {
+                None => match writer.create(Table::Ledger, schema::ledger()).await {
                     Err(Error::Changed { .. }) => continue,
                     created => created?,
                 },
@@ -156,8 +157,8 @@ impl Ledger {
                 entries.retain(|entry| !self.has(&entry.digest));
             }
             let batches = RecordBatchIterator::new([Ok(write(&entries)?)], schema::ledger());
-            let fragments = commit::write_fragments(&dataset, Box::new(batches), usize::MAX >> 1).await?;
-            match commit::commit(&dataset, Change { fragments, ..Change::default() }, HashMap::new()).await {
+            let fragments = writer::write_fragments(&dataset, Box::new(batches), usize::MAX >> 1).await?;
+            match writer.commit(&dataset, Change { fragments, ..Change::default() }, HashMap::new()).await {
                 Err(Error::Changed { .. }) => continue,
                 committed => self.version = committed?.version().version,
             }

@@ -5,8 +5,8 @@
 //! once more.
 
 mod blur;
-mod commit;
 mod computed;
+mod durable;
 mod error;
 mod eval_images;
 pub mod export;
@@ -30,11 +30,12 @@ mod vector_column;
 pub mod vectors;
 pub mod verify;
 mod versions;
+mod writer;
 
 pub use computed::{Compute, Computed, is_computed};
+pub use durable::put_in_place;
 pub use error::{Error, Result, closest};
 pub use eval_images::{EvalHash, eval_images_schema};
-pub use lock::Lock;
 pub use pool::{Pool, Table};
 pub use receipt::Receipt;
 pub use rejects::Reject;
@@ -45,6 +46,7 @@ pub use subset::{Subset, SubsetWriter, Written};
 pub use uid::Uid;
 pub use vector_column::{Stretch, VectorColumn};
 pub use versions::Versions;
+pub use writer::Writer;
 
 /// How far a long operation has come. Reported through a callback; only the shell prints it.
 #[derive(Debug, Clone, Default)]

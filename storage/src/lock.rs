@@ -3,17 +3,14 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use futures::FutureExt;
-use futures::future::BoxFuture;
+use crate::{Error, Pool, Result};
 
-use crate::{Error, Pool, Result, verify};
-
-/// The right to write to a pool in a local folder, given back when dropped and by the system when the process dies.
+/// Excludes other writers from a pool in a local folder; given back when dropped, and by the system when the process dies.
 /// Pools in object stores have none: there each commit checks that nobody else has written.
-pub struct Lock {
+pub(crate) struct Lock {
     file: Option<File>,
     /// Whether the process that held it last came to no good end: what it wrote and did not commit is still there.
-    pub(crate) unclean: bool,
+    pub unclean: bool,
 }
 
 /// How often, and how long apart, a lock without a name on it is looked at again.
@@ -22,7 +19,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 impl Lock {
     /// Error `Held` if another process writes to the pool.
-    pub(crate) fn take(pool: &Pool) -> Result<Lock> {
+    pub fn take(pool: &Pool) -> Result<Lock> {
         if pool.is_remote() {
             return Ok(Lock { file: None, unclean: false });
         }
@@ -54,25 +51,13 @@ impl Lock {
         Err(Error::Held { path: pool.root().to_string(), holder: "another process".into() })
     }
 
-    /// As `take`, and removes what a stopped holder wrote and did not commit.
-    pub fn take_swept(pool: &Pool) -> BoxFuture<'_, Result<Lock>> {
-        async move {
-            let lock = Lock::take(pool)?;
-            if lock.unclean {
-                verify::sweep(pool).await?;
-            }
-            Ok(lock)
-        }
-        .boxed()
-    }
-
-    /// Whether nobody else can write: not in an object store, or where the file system has no locks.
+    /// Returns true if nobody else can write; always false in an object store, or where the file system has no locks.
     pub fn is_held(&self) -> bool {
         self.file.is_some()
     }
 
     /// Gives it back after a good end.
-    pub fn done(self) {
+    pub fn done(&self) {
         if let Some(file) = &self.file {
             // If this fails, the next holder sweeps for nothing.
             let _ = file.set_len(0);

@@ -11,8 +11,7 @@ use lance::dataset::{NewColumnTransform, WriteMode, WriteParams};
 use lance::session::Session;
 use lance::{Dataset, dataset::InsertBuilder};
 
-use crate::lock::Lock;
-use crate::{Error, Result, Uid, commit, computed};
+use crate::{Error, Result, Uid, computed};
 
 /// A pool: a folder, or an object-store URI, of Lance datasets.
 #[derive(Clone)]
@@ -39,6 +38,12 @@ pub enum Table {
 impl Table {
     pub const ALL: [Table; 8] =
         [Table::Pool, Table::Images, Table::Ledger, Table::Rejects, Table::Runs, Table::Evals, Table::Vectors, Table::EvalImages];
+
+    /// Returns false for the tables to which anyone may write at any time, without the pool's lock: a file there that no
+    /// version holds may be about to be committed.
+    pub(crate) fn is_locked(self) -> bool {
+        !matches!(self, Table::Runs | Table::Evals | Table::EvalImages)
+    }
 
     /// Its name in SQL; the dataset is `NAME.lance`.
     pub fn name(self) -> &'static str {
@@ -187,10 +192,9 @@ impl Pool {
     /// Adds columns to `pool` from batches that together have one row for each of its rows, in order.
     /// The other columns are not rewritten. Columns of the same name are an error, or dropped first where `replace`.
     pub fn add_columns<'a>(&'a self, batches: Box<dyn RecordBatchReader + Send>, replace: bool) -> BoxFuture<'a, Result<u64>> {
-        async move {
-            let lock = Lock::take_swept(self).await?;
+        self.write(move |writer| async move {
             let uri = self.uri(Table::Pool);
-            let mut dataset = Dataset::clone(&*self.require(Table::Pool).await?);
+            let mut dataset = writer.table(Table::Pool).await?;
             let schema = batches.schema();
             self.check_new_columns(&schema, replace).await?;
             let present: Vec<&str> =
@@ -198,7 +202,6 @@ impl Pool {
             if present.is_empty() {
                 let added = dataset.add_columns(NewColumnTransform::Reader(batches), None, None).await;
                 added.map_err(Error::lance(&uri))?;
-                lock.done();
                 return Ok(dataset.version().version);
             }
             for column in &present {
@@ -220,11 +223,9 @@ impl Pool {
             added.map_err(Error::lance(&uri))?;
             // One commit takes the old ones out and gives the new ones their names.
             let renamed = |name: &str| schema.fields().iter().map(|f| f.name()).find(|to| name == new_name(to)).cloned();
-            let dataset = commit::rename_over(&Arc::new(dataset), &present, renamed).await?;
-            lock.done();
+            let dataset = writer.rename_over(&Arc::new(dataset), &present, renamed).await?;
             Ok(dataset.version().version)
-        }
-        .boxed()
+        })
     }
 
     /// Every uid of a table, in row order: `each` is given the offset of the first row with each batch.

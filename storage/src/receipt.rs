@@ -5,7 +5,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Pool, Result, Written};
+use crate::{Error, Pool, Result, Written, put_in_place};
 
 /// Where a subset came from: enough to make it again, and to get from any result back to the query.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -63,7 +63,8 @@ impl Receipt {
     pub fn write(&self, path: &Path) -> Result<()> {
         let mut text = serde_json::to_string_pretty(self).expect("a receipt is plain data");
         text.push('\n');
-        std::fs::write(path, text).map_err(Error::io(path))
+        let part = path.with_extension("json.part");
+        std::fs::write(&part, text).and_then(|()| put_in_place(&part, path)).map_err(Error::io(path))
     }
 
     pub fn read(path: &Path) -> Result<Receipt> {

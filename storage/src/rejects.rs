@@ -9,7 +9,7 @@ use lance::Dataset;
 
 use crate::ledger::FileDigest;
 use crate::uid::{hex_decode, hex_encode};
-use crate::{Error, Pool, Result, Table, schema};
+use crate::{Error, Pool, Result, Table, Writer, schema};
 
 /// One thing that was left out: a file, a row or member of it, or one value.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -54,9 +54,10 @@ impl Reject {
     }
 }
 
-pub(crate) async fn append(pool: &Pool, rejects: &[(Reject, Option<FileDigest>)]) -> Result<()> {
+/// Adds rejects, and returns the version of the table that has them; none where there are none.
+pub(crate) async fn append(writer: &Writer, rejects: &[(Reject, Option<FileDigest>)]) -> Result<Option<u64>> {
     if rejects.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let text = |f: fn(&Reject) -> Option<&str>| Arc::new(StringArray::from_iter(rejects.iter().map(|(r, _)| f(r))));
     let batch = RecordBatch::try_new(
@@ -73,14 +74,21 @@ pub(crate) async fn append(pool: &Pool, rejects: &[(Reject, Option<FileDigest>)]
         ],
     )?;
     let batches = RecordBatchIterator::new([Ok(batch)], schema::rejects());
-    pool.append(Table::Rejects, Box::new(batches)).await?;
-    Ok(())
+    writer.append(Table::Rejects, Box::new(batches)).await.map(Some)
+}
+
+/// Takes back what `append` has added.
+pub(crate) async fn unsay(writer: &Writer, said: Option<u64>) -> Result<()> {
+    let Some(version) = said else { return Ok(()) };
+    let newest = writer.pool().require(Table::Rejects).await?;
+    let with = newest.checkout_version(version).await.map_err(Error::lance(newest.uri()))?;
+    writer.drop_fragments(&newest, with.manifest().max_fragment_id().into_iter().collect()).await
 }
 
 /// Forgets what earlier runs rejected in files that are about to be read again: those of `paths` in whose rows
 /// `is_known` does not find the file's digest, as a run leaves them that was stopped before its commit.
-pub(crate) async fn forget(pool: &Pool, paths: &BTreeSet<String>, is_known: impl Fn(&str) -> bool) -> Result<()> {
-    let Some(dataset) = pool.dataset(Table::Rejects).await? else { return Ok(()) };
+pub(crate) async fn forget(writer: &Writer, paths: &BTreeSet<String>, is_known: impl Fn(&str) -> bool) -> Result<()> {
+    let Some(dataset) = writer.pool().dataset(Table::Rejects).await? else { return Ok(()) };
     let wrap = || Error::lance(dataset.uri());
     let mut stale = BTreeSet::new();
     let mut stream = scan(&dataset, &["path", "sha256"]).await?;
@@ -100,7 +108,7 @@ pub(crate) async fn forget(pool: &Pool, paths: &BTreeSet<String>, is_known: impl
         let digests = some.iter().filter_map(|(_, digest)| digest.as_ref()).map(quoted).collect::<Vec<_>>().join(", ");
         let digests = if digests.is_empty() { "''".to_string() } else { digests };
         let predicate = format!("path IN ({paths}) AND (sha256 IS NULL OR sha256 IN ({digests}))");
-        dataset.delete(&predicate).await.map_err(Error::lance(pool.uri(Table::Rejects)))?;
+        dataset.delete(&predicate).await.map_err(Error::lance(dataset.uri()))?;
     }
     Ok(())
 }

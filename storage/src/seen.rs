@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ::parquet::arrow::ArrowWriter;
 use arrow::array::{ArrayRef, FixedSizeBinaryBuilder, Float32Builder, Int64Builder, RecordBatch};
 
-use crate::{Error, Result, Samples};
+use crate::{Error, Result, Samples, put_in_place};
 
 /// Writes a parquet file of `uid` (16 bytes, as in the pool), `seen` (draws, of all of the sample's entries) and
 /// `last_loss` (its part of the loss when it was last in a batch, null if it never was). Both slices go by position in
@@ -37,6 +37,6 @@ pub fn write_seen(path: &Path, samples: &Samples, seen: &[u32], last_loss: &[f32
     let wrong = |source| Error::Parquet { path: part.clone(), source };
     let mut writer = ArrowWriter::try_new(file, batch.schema(), None).map_err(wrong)?;
     writer.write(&batch).map_err(wrong)?;
-    writer.into_inner().map_err(wrong)?.sync_all().map_err(Error::io(&part))?;
-    std::fs::rename(&part, path).map_err(Error::io(path))
+    writer.close().map_err(wrong)?;
+    put_in_place(&part, path).map_err(Error::io(path))
 }

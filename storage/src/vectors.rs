@@ -8,9 +8,7 @@ use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{Field, Float32Type, Int32Type};
 use futures::future::BoxFuture;
 use futures::{FutureExt, TryStreamExt};
-use lance::Dataset;
 
-use crate::lock::Lock;
 use crate::{Error, Pool, Result, Table, schema};
 
 /// A named vector set.
@@ -24,8 +22,7 @@ pub struct VectorsInfo {
 impl Pool {
     /// Adds a set; `values` is `[n, dim]`, row by row, and the ids are 0 to n - 1.
     pub fn add_vectors<'a>(&'a self, name: &'a str, dim: usize, values: Vec<f32>) -> BoxFuture<'a, Result<()>> {
-        async move {
-            let lock = Lock::take_swept(self).await?;
+        self.write(move |writer| async move {
             self.require(Table::Pool).await?;
             check_name(name)?;
             if self.list_vectors().await?.iter().any(|set| set.name == name) {
@@ -38,11 +35,9 @@ impl Pool {
             let ids = Int32Array::from_iter_values(0..n as i32);
             let schema = schema::vectors();
             let batch = RecordBatch::try_new(schema.clone(), vec![Arc::new(names), Arc::new(ids), Arc::new(lists)])?;
-            self.append(Table::Vectors, Box::new(RecordBatchIterator::new([Ok(batch)], schema))).await?;
-            lock.done();
+            writer.append(Table::Vectors, Box::new(RecordBatchIterator::new([Ok(batch)], schema))).await?;
             Ok(())
-        }
-        .boxed()
+        })
     }
 
     /// A set's dimension and its vectors, `[n, dim]` in the order of their ids.
@@ -112,17 +107,14 @@ impl Pool {
 
     /// Removes a set.
     pub fn drop_vectors<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<()>> {
-        async move {
-            let lock = Lock::take_swept(self).await?;
+        self.write(move |writer| async move {
             if !self.list_vectors().await?.iter().any(|set| set.name == name) {
                 return Err(self.no_vectors(name).await);
             }
-            let mut dataset = Dataset::clone(&*self.require(Table::Vectors).await?);
+            let mut dataset = writer.table(Table::Vectors).await?;
             dataset.delete(&format!("name = '{}'", name.replace('\'', "''"))).await.map_err(Error::lance(self.uri(Table::Vectors)))?;
-            lock.done();
             Ok(())
-        }
-        .boxed()
+        })
     }
 }
 

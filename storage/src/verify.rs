@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use crate::ledger::{Ledger, Tables};
 use crate::lock::Lock;
 use crate::pool::uids_of;
-use crate::{Error, OnProgress, Pool, Progress, Result, Table, Uid, images, rejects};
+use crate::{Error, OnProgress, Pool, Progress, Result, Table, Uid, Writer, images, rejects};
 
 /// What to look at.
 #[derive(Debug, Clone, Default)]
@@ -61,7 +61,7 @@ const BLOBS: usize = 256;
 pub fn verify<'a>(pool: &'a Pool, options: &'a Options, on_progress: OnProgress<'a>) -> BoxFuture<'a, Result<Vec<Finding>>> {
     async move {
         let table = pool.require(Table::Pool).await?;
-        // Files of an ingest that is under way belong to no version yet; without the lock they may be such.
+        // Not swept before: what is left is told of. Files of an ingest that is under way belong to no version yet; without the lock they may be such.
         let lock = match Lock::take(pool) {
             Ok(lock) => Some(lock),
             Err(e) if options.repair => return Err(e),
@@ -69,8 +69,8 @@ pub fn verify<'a>(pool: &'a Pool, options: &'a Options, on_progress: OnProgress<
         };
         let alone = lock.as_ref().is_some_and(Lock::is_held);
         // Others may write while this only looks.
-        let lock = match lock {
-            Some(lock) if options.repair => Some(lock),
+        let writer = match lock {
+            Some(lock) if options.repair => Some(Writer::of(pool, lock)),
             Some(lock) if !lock.unclean => {
                 lock.done();
                 None
@@ -79,7 +79,7 @@ pub fn verify<'a>(pool: &'a Pool, options: &'a Options, on_progress: OnProgress<
         };
         let images = pool.dataset(Table::Images).await?;
         let mut found = Vec::new();
-        counts(pool, &table, images.as_deref(), options, &mut found).await?;
+        counts(pool, &table, images.as_deref(), writer.as_ref(), &mut found).await?;
         uids(&table, images.as_deref(), options, &mut found).await?;
         norms(&table, on_progress, &mut found).await?;
         if let (Some(images), true) = (&images, options.deep) {
@@ -92,8 +92,8 @@ pub fn verify<'a>(pool: &'a Pool, options: &'a Options, on_progress: OnProgress<
                 indexes(&dataset, of, options, &mut found).await?;
             }
         }
-        if let Some(lock) = lock {
-            lock.done();
+        if let Some(writer) = writer {
+            writer.done();
         }
         Ok(found)
     }
@@ -105,10 +105,13 @@ fn push(found: &mut Vec<Finding>, check: &'static str, state: State, text: Strin
 }
 
 /// Whether the tables have the rows that the ledger says, and of which files not all rows came in.
-async fn counts(pool: &Pool, table: &Dataset, images: Option<&Dataset>, options: &Options, found: &mut Vec<Finding>) -> Result<()> {
+async fn counts(pool: &Pool, table: &Dataset, images: Option<&Dataset>, writer: Option<&Writer>, found: &mut Vec<Finding>) -> Result<()> {
     // Opening it to write completes it by what a stopped ingest has committed.
     let tables = Tables::open(pool).await?;
-    let ledger = if options.repair { Ledger::open(pool, &tables).await? } else { Ledger::look(pool, &tables).await? };
+    let ledger = match writer {
+        Some(writer) => Ledger::open(writer, &tables).await?,
+        None => Ledger::look(pool, &tables).await?,
+    };
     let lost = ledger.lost();
     if lost > 0 {
         push(found, "ledger", State::Wrong, format!("{lost} files of a stopped ingest are in the pool and not in the ledger"));
@@ -337,6 +340,7 @@ async fn digest_share(dataset: &Dataset, pass: u64, passes: u64, only: Option<&[
 /// Files that no version holds, as an ingest leaves them that was stopped between writing and committing.
 /// Where others may be writing, only files older than a week count.
 async fn orphans(dataset: &Dataset, table: Table, options: &Options, alone: bool, found: &mut Vec<Finding>) -> Result<()> {
+    let alone = alone && table.is_locked();
     let policy = CleanupPolicy { before_version: Some(0), delete_unverified: alone, ..CleanupPolicy::default() };
     let cleanup = dataset.cleanup(policy);
     let explained = cleanup.explain().await.map_err(Error::lance(dataset.uri()))?;
@@ -367,7 +371,7 @@ pub(crate) async fn sweep(pool: &Pool) -> Result<()> {
             }
             continue;
         };
-        let policy = CleanupPolicy { before_version: Some(0), delete_unverified: true, ..CleanupPolicy::default() };
+        let policy = CleanupPolicy { before_version: Some(0), delete_unverified: table.is_locked(), ..CleanupPolicy::default() };
         dataset.cleanup(policy).execute().await.map_err(Error::lance(dataset.uri()))?;
     }
     Ok(())

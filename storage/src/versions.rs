@@ -13,8 +13,7 @@ use lance::index::DatasetIndexExt;
 use lance_index::optimize::OptimizeOptions;
 
 use crate::ledger::{Ledger, Tables};
-use crate::lock::Lock;
-use crate::{Computed, Error, Pool, Receipt, Result, Table};
+use crate::{Computed, Error, Pool, Receipt, Result, Table, Writer};
 
 /// The versions of `pool` that can be read, and its tags.
 #[derive(Debug, Clone, PartialEq)]
@@ -130,8 +129,7 @@ impl Pool {
 
     /// Names the present version of every table, and gives that of `pool`. A tag that exists is moved where `force`.
     pub fn tag<'a>(&'a self, name: &'a str, force: bool) -> BoxFuture<'a, Result<u64>> {
-        async move {
-            let lock = Lock::take_swept(self).await?;
+        self.write(move |_| async move {
             let plain =
                 name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) && !name.starts_with('.') && !name.contains("..");
             if name.is_empty() || !plain || name.parse::<u64>().is_ok() || name.ends_with(".json") || name.ends_with(".lock") {
@@ -150,16 +148,13 @@ impl Pool {
                 };
                 done.map_err(Error::lance(dataset.uri()))?;
             }
-            lock.done();
             Ok(pool.version().version)
-        }
-        .boxed()
+        })
     }
 
     /// Takes a tag off every table.
     pub fn untag<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<()>> {
-        async move {
-            let lock = Lock::take_swept(self).await?;
+        self.write(move |_| async move {
             if self.at_tag(name).await?.is_empty() {
                 return Err(self.no_version(name).await);
             }
@@ -170,10 +165,8 @@ impl Pool {
                     dataset.tags().delete(name).await.map_err(Error::lance(dataset.uri()))?;
                 }
             }
-            lock.done();
             Ok(())
-        }
-        .boxed()
+        })
     }
 
     /// Joins small fragments to such of about a million rows and drops deleted rows for good, as a new version of each
@@ -184,38 +177,39 @@ impl Pool {
             if self.dataset(Table::Images).await?.is_some_and(|images| images.schema().field(crate::hashes::HASH).is_some()) {
                 self.fill_hashes(&|_| {}).await?;
             }
-            let lock = Lock::take_swept(self).await?;
-            // What a stopped ingest has committed is in the versions' transactions until then.
-            Ledger::open(self, &Tables::open(self).await?).await?;
-            // Joined with others, a fragment without a computed column could not be told from one that has it.
-            if let Some(lagging) = self.computed().await?.into_iter().find(|column| column.lagging > 0) {
-                let Computed { column, expression, lagging: rows, .. } = lagging;
-                return Err(Error::ColumnLags { column, expression, rows });
-            }
-            let mut all = Vec::new();
-            for table in Table::ALL {
-                let Some(dataset) = self.dataset(table).await? else { continue };
-                let mut dataset = Dataset::clone(&dataset);
-                let before = dataset.count_fragments();
-                let options = CompactionOptions { target_rows_per_fragment: 1 << 20, ..CompactionOptions::default() };
-                compact_files(&mut dataset, options, None).await.map_err(Error::lance(self.uri(table)))?;
-                if dataset.load_indices().await.map_err(Error::lance(self.uri(table)))?.iter().any(|index| !index.name.starts_with("__")) {
-                    dataset.optimize_indices(&OptimizeOptions::append()).await.map_err(Error::lance(self.uri(table)))?;
-                }
-                all.push((table, before, dataset.count_fragments()));
-            }
-            lock.done();
-            Ok(all)
+            self.write(|writer| self.compact_tables(writer)).await
         }
         .boxed()
     }
 
+    async fn compact_tables(&self, writer: Writer) -> Result<Vec<(Table, usize, usize)>> {
+        // What a stopped ingest has committed is in the versions' transactions until then.
+        Ledger::open(&writer, &Tables::open(self).await?).await?;
+        // Joined with others, a fragment without a computed column could not be told from one that has it.
+        if let Some(lagging) = self.computed().await?.into_iter().find(|column| column.lagging > 0) {
+            let Computed { column, expression, lagging: rows, .. } = lagging;
+            return Err(Error::ColumnLags { column, expression, rows });
+        }
+        let mut all = Vec::new();
+        for table in Table::ALL {
+            let Some(dataset) = self.dataset(table).await? else { continue };
+            let mut dataset = Dataset::clone(&dataset);
+            let before = dataset.count_fragments();
+            let options = CompactionOptions { target_rows_per_fragment: 1 << 20, ..CompactionOptions::default() };
+            compact_files(&mut dataset, options, None).await.map_err(Error::lance(self.uri(table)))?;
+            if dataset.load_indices().await.map_err(Error::lance(self.uri(table)))?.iter().any(|index| !index.name.starts_with("__")) {
+                dataset.optimize_indices(&OptimizeOptions::append()).await.map_err(Error::lance(self.uri(table)))?;
+            }
+            all.push((table, before, dataset.count_fragments()));
+        }
+        Ok(all)
+    }
+
     /// Removes versions older than `age`, but for the newest and those with a tag. Gives versions and bytes removed.
     pub fn clean(&self, age: Duration) -> BoxFuture<'_, Result<(u64, u64)>> {
-        async move {
-            let lock = Lock::take_swept(self).await?;
+        self.write(move |writer| async move {
             // What a stopped ingest has committed is in the versions' transactions until then.
-            Ledger::open(self, &Tables::open(self).await?).await?;
+            Ledger::open(&writer, &Tables::open(self).await?).await?;
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let before = now.saturating_sub(age).as_micros() as i64;
             let (mut removed, mut bytes) = (0, 0);
@@ -231,10 +225,8 @@ impl Pool {
                 removed += stats.old_versions;
                 bytes += stats.bytes_removed;
             }
-            lock.done();
             Ok((removed, bytes))
-        }
-        .boxed()
+        })
     }
 }
 

@@ -7,6 +7,7 @@ mod cli;
 mod differential;
 mod evaluation;
 mod filters;
+mod fuzz;
 mod golden;
 mod gpus;
 mod gradients;
@@ -45,6 +46,7 @@ fn main() {
         evaluation::TESTS,
         reports::TESTS,
         group::TESTS,
+        fuzz::TESTS,
     ]
     .concat()
     {

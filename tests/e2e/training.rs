@@ -252,7 +252,7 @@ fn blocks(t: &Sandbox) {
 }
 
 /// A checkpoint with weights from a seed.
-fn checkpoint() -> Checkpoint {
+pub(crate) fn checkpoint() -> Checkpoint {
     let model_cfg = ModelConfig::named("tiny").unwrap();
     let values = Parameters::new(&model_cfg).draw(9);
     Checkpoint { config: OpenClipConfig { model_cfg, preprocess_cfg: PreprocessConfig::default() }, values }
@@ -260,7 +260,7 @@ fn checkpoint() -> Checkpoint {
 
 /// How a `.pt` file holds its parameters.
 #[derive(Clone, Copy, PartialEq)]
-enum Layout {
+pub(crate) enum Layout {
     /// A dictionary under this name, beside the epoch.
     Under(&'static str),
     /// The same with matrices whose storage is of their transpose.
@@ -274,7 +274,7 @@ fn pt(checkpoint: &Checkpoint, prefix: &str) -> Vec<u8> {
     pt_of(checkpoint, prefix, Layout::Under("state_dict"))
 }
 
-fn pt_of(checkpoint: &Checkpoint, prefix: &str, layout: Layout) -> Vec<u8> {
+pub(crate) fn pt_of(checkpoint: &Checkpoint, prefix: &str, layout: Layout) -> Vec<u8> {
     fn text(out: &mut Vec<u8>, text: &str) {
         out.push(b'X');
         out.extend((text.len() as u32).to_le_bytes());
@@ -412,6 +412,18 @@ fn pytorch(t: &Sandbox) {
     zip.write_all(b"\x80\x02cos\nsystem\n(X\x02\x00\x00\x00lstR.").unwrap();
     t.write("evil.pt", zip.finish().unwrap().into_inner());
     t.fails(1, &["encode", "evil.pt", "--texts", "texts.txt", "-o", "x.npz"], &["evil.pt: it holds no state dictionary"]);
+    // A dictionary that is built from itself doubles each time; one that holds itself has no end.
+    let doubling = [b"\x80\x02}q\x00X\x01\x00\x00\x00aK\x01s".to_vec(), b"h\x00b".repeat(60), b".".to_vec()].concat();
+    let holding = b"\x80\x02}q\x00(X\x01\x00\x00\x00ah\x00X\x01\x00\x00\x00bh\x00X\x01\x00\x00\x00ch\x00u.".to_vec();
+    for (pickle, words) in [(doubling, "more than 100000 entries"), (holding, "expected parameters at its top")] {
+        let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+        for (name, bytes) in [("a/data.pkl", &pickle[..]), ("a/constants.pkl", b"\x80\x02).")] {
+            zip.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
+            zip.write_all(bytes).unwrap();
+        }
+        t.write("endless.pt", zip.finish().unwrap().into_inner());
+        t.fails(1, &["encode", "endless.pt", "--texts", "texts.txt", "-o", "x.npz"], &[words]);
+    }
 }
 
 /// Columns that are replaced are there all the time: the old ones or the new.

@@ -196,8 +196,8 @@ pub(crate) fn write_whole(path: &Path, write: impl FnOnce(&mut BufWriter<File>) 
     let all = || {
         let mut file = BufWriter::with_capacity(1 << 20, File::create(&part)?);
         write(&mut file)?;
-        file.into_inner()?.sync_all()?;
-        std::fs::rename(&part, path)
+        file.into_inner()?;
+        storage::put_in_place(Path::new(&part), path)
     };
     all().map_err(Error::io(path))
 }

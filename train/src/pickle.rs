@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -76,32 +77,26 @@ impl View {
         if self.shape.len() != self.strides.len() {
             return None;
         }
-        let size = match &*self.kind {
-            "FloatStorage" => 4,
-            "HalfStorage" | "BFloat16Storage" => 2,
-            _ => return None,
-        };
         let len = self.shape.iter().try_fold(1usize, |len, n| len.checked_mul(*n))?;
+        let mut expected = 1;
+        let row_major = self.shape.iter().zip(&self.strides).rev().all(|(&n, &stride)| {
+            let fits = n <= 1 || stride == expected;
+            expected *= n;
+            fits
+        });
+        if row_major {
+            return self.floats(storage, self.offset..self.offset.checked_add(len)?);
+        }
+        let all = self.floats(storage, 0..storage.len() / self.size()?)?;
         // A stride of 0 makes a tensor of any size of a few bytes.
-        if len.checked_mul(size)? > storage.len() {
+        if len > all.len() {
             return None;
         }
-        let value = |at: usize| {
-            let bytes = storage.get(at.checked_mul(size)?..at.checked_add(1)?.checked_mul(size)?)?;
-            Some(match &*self.kind {
-                "FloatStorage" => f32::from_le_bytes(bytes.try_into().ok()?),
-                "HalfStorage" => f16::from_le_bytes(bytes.try_into().ok()?).to_f32(),
-                _ => bf16::from_le_bytes(bytes.try_into().ok()?).to_f32(),
-            })
-        };
         let mut index = vec![0; self.shape.len()];
         let mut values = Vec::with_capacity(len);
         for _ in 0..len {
-            let at = index
-                .iter()
-                .zip(&self.strides)
-                .try_fold(self.offset, |at, (i, stride)| at.checked_add(usize::checked_mul(*i, *stride)?))?;
-            values.push(value(at)?);
+            let step = |at: usize, (i, stride): (&usize, &usize)| at.checked_add(usize::checked_mul(*i, *stride)?);
+            values.push(*all.get(index.iter().zip(&self.strides).try_fold(self.offset, step)?)?);
             for (i, n) in index.iter_mut().zip(&self.shape).rev() {
                 *i += 1;
                 if *i < *n {
@@ -112,13 +107,34 @@ impl View {
         }
         Some(values)
     }
+
+    /// Returns the bytes of a value.
+    fn size(&self) -> Option<usize> {
+        match &*self.kind {
+            "FloatStorage" => Some(4),
+            "HalfStorage" | "BFloat16Storage" => Some(2),
+            _ => None,
+        }
+    }
+
+    /// Returns these values of a storage; `None` where it does not hold them.
+    fn floats(&self, storage: &[u8], range: Range<usize>) -> Option<Vec<f32>> {
+        let size = self.size()?;
+        let bytes = storage.get(range.start.checked_mul(size)?..range.end.checked_mul(size)?)?;
+        let pairs = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+        Some(match &*self.kind {
+            "FloatStorage" => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            "HalfStorage" => pairs().map(|b| f16::from_bits(b).to_f32()).collect(),
+            _ => pairs().map(|b| bf16::from_bits(b).to_f32()).collect(),
+        })
+    }
 }
 
 /// PyTorch nests tuples three deep, and puts a thousand entries of a dictionary on the stack.
 const MOST_NESTED: usize = 16;
 const LARGEST_STACK: usize = 8192;
-/// A dictionary that holds itself would be walked for ever.
-const MOST_PARAMETERS: usize = 100_000;
+/// Entries of a dictionary, and of all within it: one that holds itself, or is built from itself, would have no end.
+const MOST_ENTRIES: usize = 100_000;
 
 #[derive(Clone)]
 enum Value {
@@ -147,10 +163,12 @@ impl Value {
     /// Returns the tensors of a tree of dictionaries, their keys joined by dots.
     fn flat(&self) -> Vec<(Value, Value)> {
         let (mut flat, mut stack) = (Vec::new(), vec![(String::new(), self.clone(), 0)]);
-        while let Some((name, value, depth)) = stack.pop() {
+        let mut seen = 0;
+        while let Some((name, value, depth)) = stack.pop().filter(|_| seen < MOST_ENTRIES) {
+            seen += 1;
             match value {
                 Value::Tensor(_) => flat.push((Value::Text(name.into()), value)),
-                Value::Dict(entries) if depth < MOST_NESTED && flat.len() + stack.len() < MOST_PARAMETERS => {
+                Value::Dict(entries) if depth < MOST_NESTED && stack.len() < MOST_ENTRIES => {
                     let dot = if name.is_empty() { "" } else { "." };
                     stack.extend(
                         entries
@@ -343,6 +361,9 @@ impl Machine<'_> {
     /// Keys and values in turn, into the dictionary on top.
     fn set(&mut self, entries: Vec<Value>) -> Result<(), String> {
         if let Some(Value::Dict(dict)) = self.stack.last() {
+            if dict.borrow().len() + entries.len() / 2 > MOST_ENTRIES {
+                return Err(format!("its pickle has a dictionary of more than {MOST_ENTRIES} entries"));
+            }
             let mut entries = entries.into_iter();
             while let (Some(key), Some(value)) = (entries.next(), entries.next()) {
                 dict.borrow_mut().push((key, value));

@@ -89,9 +89,7 @@ pub fn save(run: &Path, state: &State, config: &OpenClipConfig, trainer: &Traine
     // What was read of a device that has failed since is nothing to go on from.
     trainer.model.backend.check()?;
     let _ = std::fs::remove_dir_all(&folder);
-    sync_folder(&part)?;
-    std::fs::rename(&part, &folder).map_err(Error::io(&folder))?;
-    sync_folder(&all)?;
+    storage::put_in_place(&part, &folder).map_err(Error::io(&folder))?;
     prune(run, |step| keep(step) || step == state.step, |step| step == state.step);
     Ok(())
 }
@@ -183,8 +181,4 @@ fn folders(run: &Path) -> Vec<(u64, PathBuf)> {
     let mut folders: Vec<(u64, PathBuf)> = entries.filter_map(|entry| Some((step_of(&entry.path())?, entry.path()))).collect();
     folders.sort();
     folders
-}
-
-fn sync_folder(folder: &Path) -> Result<()> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io(folder))
 }

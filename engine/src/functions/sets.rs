@@ -43,18 +43,6 @@ impl Sets {
         Ok(graph)
     }
 
-    /// What is known of a set that is there no longer.
-    pub fn forget(&self, name: &str) {
-        self.loaded.write().unwrap_or_else(|poisoned| poisoned.into_inner()).remove(name);
-        self.graphs.write().unwrap_or_else(|poisoned| poisoned.into_inner()).remove(name);
-    }
-
-    /// All that was read: the pool may have other sets by now.
-    pub fn clear(&self) {
-        self.loaded.write().unwrap_or_else(|poisoned| poisoned.into_inner()).clear();
-        self.graphs.write().unwrap_or_else(|poisoned| poisoned.into_inner()).clear();
-    }
-
     pub fn get(&self, name: &str) -> Result<Arc<VectorSet>, DataFusionError> {
         let loaded = self.loaded.read().unwrap_or_else(|poisoned| poisoned.into_inner());
         match loaded.get(name) {

@@ -2,7 +2,7 @@
 
 pub(crate) mod cld3;
 pub(crate) mod fasttext;
-mod wordnet;
+pub(crate) mod wordnet;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;

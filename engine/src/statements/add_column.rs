@@ -15,7 +15,8 @@ use storage::{Compute, Computed};
 
 use super::deep;
 use crate::computed::analyzed;
-use crate::{Error, Result, Session};
+use crate::snapshot::Snapshot;
+use crate::{Error, Result};
 
 /// What is needed to compute a column.
 pub(crate) struct Plan {
@@ -25,10 +26,10 @@ pub(crate) struct Plan {
 }
 
 /// Plans a column over the pool's columns; its functions' files and vector sets are read.
-pub(crate) async fn plan(session: &Session, column: &str, expression: &str) -> Result<Plan> {
-    let state = session.context().state();
-    let errors = |e: DataFusionError| session.error(e);
-    let scan = session.context().table(storage::Table::Pool.name()).await.map_err(errors)?.into_unoptimized_plan();
+pub(crate) async fn plan(snapshot: &Snapshot, column: &str, expression: &str) -> Result<Plan> {
+    let state = snapshot.state();
+    let errors = |e: DataFusionError| snapshot.error(e);
+    let scan = snapshot.table(storage::Table::Pool.name()).await?.into_unoptimized_plan();
     let unplanned = deep::expression(&state, expression, scan.schema()).map_err(errors)?;
     let refused = |reason: &str| Error::ColumnExpression {
         column: column.to_string(),
@@ -47,8 +48,8 @@ pub(crate) async fn plan(session: &Session, column: &str, expression: &str) -> R
     }
     let projected =
         LogicalPlanBuilder::from(scan.clone()).project(vec![unplanned.clone()]).and_then(|plan| plan.build()).map_err(errors)?;
-    session.load_sets(&projected).await?;
-    let uses = session.uses(&projected)?;
+    snapshot.load_sets(&projected).await?;
+    let uses = snapshot.uses(&projected)?;
     if !uses.sets.is_empty() {
         return Err(refused("it depends on a vector set, which may change"));
     }
@@ -76,7 +77,7 @@ pub(crate) async fn plan(session: &Session, column: &str, expression: &str) -> R
     let simplifier = ExprSimplifier::new(SimplifyContext::builder().with_schema(Arc::new(df_schema.clone())).build());
     let expr = simplifier.simplify(expr).map_err(errors)?;
     let physical = state.create_physical_expr(expr, &df_schema).map_err(errors)?;
-    let resources: BTreeMap<String, String> = session.digests(&uses)?;
+    let resources: BTreeMap<String, String> = snapshot.digests(&uses)?;
     let computed = Computed { column: column.to_string(), expression: expression.to_string(), resources, inputs, lagging: 0 };
     let to = data_type.clone();
     let compute: Compute = Arc::new(move |batch| Ok(evaluate(&physical, &schema, &to, batch)?));

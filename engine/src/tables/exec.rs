@@ -1,7 +1,7 @@
 //! Runs the calls of table functions.
 
 use std::fmt;
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, FixedSizeBinaryArray, Float32Array, Int32Array, RecordBatch, StringArray};
 use arrow::compute::cast;
@@ -35,7 +35,7 @@ use crate::scan::LanceTable;
 /// Plans calls: what they need of the session.
 #[derive(Clone)]
 pub(crate) struct TablePlanner {
-    pub reads: Arc<RwLock<Pool>>,
+    pub pool: Pool,
     pub sets: Arc<Sets>,
 }
 
@@ -118,7 +118,7 @@ impl TablePlanner {
                 Work::Semantic { set: self.sets.load(&name).await.map_err(external)?, threshold, keep }
             }
             "near_eval_images" => {
-                let pool = self.reads.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+                let pool = self.pool.clone();
                 let threshold = values.count("threshold")?.unwrap_or(4);
                 if threshold > 64 {
                     return plan_err!("'threshold' of near_eval_images is of 64 bits, got {threshold}");
@@ -126,7 +126,7 @@ impl TablePlanner {
                 Work::NearEvalImages { pool, threshold: threshold as u32 }
             }
             _ => {
-                let pool = self.reads.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+                let pool = self.pool.clone();
                 let keep = values.text("keep")?;
                 let dataset = pool.require(storage::Table::Pool).await.map_err(external)?;
                 keep.iter().try_for_each(|keep| check_score(&dataset, keep))?;

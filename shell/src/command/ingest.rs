@@ -58,6 +58,9 @@ fn print(pool: &str, s: &Summary) {
     if s.known_files > 0 {
         crate::note!("passed over {} files that the pool has already", s.known_files);
     }
+    for (reason, (count, first)) in &s.passed_over {
+        crate::note!("passed over {count}: {reason} (first: {first})");
+    }
     for (reason, count) in &s.rejects {
         let example = s.examples.get(reason).map(String::as_str).unwrap_or_default();
         crate::note!("rejected {count}: {reason} (first: {example})");

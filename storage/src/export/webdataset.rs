@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::Summary;
 use crate::uid::hex_encode;
-use crate::{Error, OnProgress, Pool, Progress, Result, Subset, Table, Uid, images};
+use crate::{Error, OnProgress, Pool, Progress, Result, Subset, Table, Uid, images, put_in_place};
 
 /// Samples a shard, as DataComp's resharder has them.
 pub const SHARD_SAMPLES: usize = 10_000;
@@ -184,7 +184,7 @@ async fn write_shard(
         }
     }
     archive.into_inner().and_then(|mut file| file.flush()).map_err(Error::io(&partial))?;
-    std::fs::rename(&partial, &path).map_err(Error::io(&path))?;
+    put_in_place(&partial, &path).map_err(Error::io(&path))?;
     summary.bytes = path.metadata().map_err(Error::io(&path))?.len();
     write_json(&folder.join(format!("{number:08}_stats.json")), &json!({ "successes": summary.samples }))?;
     Ok(summary)

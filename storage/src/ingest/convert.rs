@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, FixedSizeBinaryBuilder, Float32Array, Float64Array, LargeBinaryArray, RecordBatch, StringArray,
+    Array, ArrayRef, AsArray, BinaryArray, BooleanArray, FixedSizeBinaryBuilder, Float32Array, Float64Array, RecordBatch, StringArray,
     StringBuilder, new_null_array,
 };
 use arrow::compute::{CastOptions, cast, cast_with_options, nullif};
 use arrow::datatypes::{DataType, Field, Float32Type, Float64Type};
 
-use super::table::BAD_RECORD;
+use super::table::BAD_RECORDS;
 use crate::uid::hex_decode;
 use crate::{Result, Uid};
 
@@ -102,8 +102,8 @@ fn text(column: &ArrayRef, lost: &mut Vec<Lost>) -> Result<ArrayRef> {
     Ok(Arc::new(texts.finish()))
 }
 
-fn bytes(column: &ArrayRef) -> Result<LargeBinaryArray> {
-    Ok(cast(column, &DataType::LargeBinary)?.as_binary::<i64>().clone())
+fn bytes(column: &ArrayRef) -> Result<BinaryArray> {
+    Ok(cast(column, &DataType::Binary)?.as_binary::<i32>().clone())
 }
 
 /// Returns the first text of each list.
@@ -139,7 +139,7 @@ fn finite(column: &ArrayRef, values: impl Iterator<Item = f64> + Clone, lost: &m
 
 /// Returns digests that are written as 64 hexadecimal digits or as their 32 bytes.
 fn sha256(column: &ArrayRef, lost: &mut Vec<Lost>) -> Result<ArrayRef> {
-    let values = if is_bytes(column.data_type()) { bytes(column)? } else { bytes(&cast(column, &DataType::LargeUtf8)?)? };
+    let values = if is_bytes(column.data_type()) { bytes(column)? } else { bytes(&cast(column, &DataType::Utf8)?)? };
     let mut digests = FixedSizeBinaryBuilder::with_capacity(column.len(), 32);
     let mut digest = [0; 32];
     for (i, value) in values.iter().enumerate() {
@@ -161,13 +161,10 @@ fn sha256(column: &ArrayRef, lost: &mut Vec<Lost>) -> Result<ArrayRef> {
 /// Returns the uid of each row, or why it has none. Made of `url` and `text` where there is no column `uid`; a column of
 /// bytes holds its 16 bytes or its digits.
 pub(super) fn uids(batch: &RecordBatch) -> Result<Vec<Result<Uid, Lost>>> {
-    let bad = batch.column_by_name(BAD_RECORD).map(|bad| bad.as_string::<i32>());
-    let checked = |i: usize, uid: Result<Uid, Lost>| match bad.filter(|bad| bad.is_valid(i)) {
-        Some(bad) => match bad.value(i).split_once(": ") {
-            Some(("", first)) => Err((i, "a quote is not closed", first.to_string())),
-            _ => Err((i, "another number of fields than the header", bad.value(i).to_string())),
-        },
-        None => uid,
+    let bad = BAD_RECORDS.map(|(name, reason)| (batch.column_by_name(name).map(|column| column.as_string::<i32>()), reason));
+    let checked = |i: usize, uid: Result<Uid, Lost>| {
+        let found = bad.iter().find_map(|(column, reason)| column.filter(|column| column.is_valid(i)).map(|column| (column, reason)));
+        found.map_or(uid, |(column, reason)| Err((i, *reason, column.value(i).to_string())))
     };
     let rows = 0..batch.num_rows();
     let Some(column) = batch.column_by_name("uid") else {

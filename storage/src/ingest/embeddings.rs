@@ -20,9 +20,9 @@ use super::census::{Place, Uids};
 use super::npz::{self, Npz};
 use super::sources::{Kind, Source};
 use super::{Run, convert, entry, table};
-use crate::commit::{self, Change};
 use crate::ledger::{Entry, FileDigest, digest_file};
-use crate::rejects::{self, Reject};
+use crate::rejects::Reject;
+use crate::writer::Change;
 use crate::{Error, Result, Uid};
 
 /// Rows written at a time: of CommonPool's four embeddings 5 MB.
@@ -138,19 +138,20 @@ async fn join(run: &mut Run<'_>, mut pending: Vec<Pending>) -> Result<()> {
         for (file, _) in &values {
             pending[*file].lost += 1;
         }
-        let mut entries = Vec::new();
-        let mut values: Vec<_> = values.into_iter().map(|(file, reject)| (reject, pending[file].digest)).collect();
+        let mut done = Vec::new();
+        let values: Vec<_> = values.into_iter().map(|(file, reject)| (reject, pending[file].digest)).collect();
         for (&file, _) in last.iter().filter(|(file, last)| **last == id && !out[**file]) {
             let p = &pending[file];
             let digest = p.digest.expect("taken before the file was read");
             let rejected = p.lost + p.rejects.len() as u64;
-            values.extend(p.rejects.iter().map(|reject| (reject.clone(), p.digest)));
-            entries.push(Entry { rows: p.found, rejected, ..entry(&p.source, digest) });
-            run.summary.embeddings += p.found;
-            run.done.fetch_add(p.source.bytes, Ordering::Relaxed);
+            done.push((Entry { rows: p.found, rejected, ..entry(&p.source, digest) }, p.rejects.clone()));
         }
-        entries.sort_by(|a, b| a.path.cmp(&b.path));
-        dataset = commit_group(run, &dataset, group, entries, values).await?;
+        done.sort_by(|a, b| a.0.path.cmp(&b.0.path));
+        let (rows, bytes) = done.iter().fold((0, 0), |(rows, bytes), (entry, _)| (rows + entry.rows, bytes + entry.bytes));
+        let change = Change { columns: vec![group], ..Change::default() };
+        dataset = run.commit(&dataset, change, done, values).await?;
+        run.summary.embeddings += rows;
+        run.done.fetch_add(bytes, Ordering::Relaxed);
     }
     run.tables.samples = Some(dataset);
     Ok(())
@@ -251,7 +252,7 @@ async fn add_columns(run: &mut Run<'_>, dataset: &Arc<Dataset>, pending: &mut Ve
         fields.extend(new);
         pending.push(p);
     }
-    commit::add_null_columns(dataset, fields.split_off(known)).await
+    run.writer.add_null_columns(dataset, fields.split_off(known)).await
 }
 
 /// Finds the rows of each file by one scan over the pool's uids. By fragment, in the order of its rows. Files whose
@@ -516,21 +517,4 @@ impl Column {
         let list = FixedSizeListArray::try_new(item, self.dim as i32, Arc::new(Float16Array::new(values, None)), nulls);
         Arc::new(list.expect("n * dim values"))
     }
-}
-
-async fn commit_group(
-    run: &mut Run<'_>,
-    dataset: &Arc<Dataset>,
-    group: DataReplacementGroup,
-    mut entries: Vec<Entry>,
-    values: Vec<(Reject, Option<FileDigest>)>,
-) -> Result<Arc<Dataset>> {
-    run.count(&values.iter().map(|(reject, _)| reject.clone()).collect::<Vec<_>>())?;
-    run.check_newest(dataset).await?;
-    rejects::append(run.pool, &values).await?;
-    let change = Change { columns: vec![group], ..Change::default() };
-    let dataset = commit::commit(dataset, change, run.ledger.properties(&entries)).await?;
-    entries.iter_mut().for_each(|entry| entry.version = dataset.version().version);
-    run.ledger.append(run.pool, entries).await?;
-    Ok(dataset)
 }

@@ -19,10 +19,10 @@ use tokio::task::JoinHandle;
 use super::census::{Place, Uids};
 use super::sources::{Kind, Source};
 use super::{Run, convert, entry, table};
-use crate::commit::{self, Change};
 use crate::computed::is_computed_field;
 use crate::ledger::{Entry, FileDigest, digest_file};
 use crate::rejects::Reject;
+use crate::writer::{self, Change};
 use crate::{Error, Result, Table, Uid, schema};
 
 const DUPLICATE: &str = "duplicate uid";
@@ -56,9 +56,9 @@ pub(super) async fn ingest(run: &mut Run<'_>) -> Result<()> {
     let mut dataset = match &run.tables.samples {
         Some(dataset) => {
             let known = dataset.schema().fields.len();
-            commit::add_null_columns(dataset, new_schema.fields()[known..].iter().map(|f| f.as_ref().clone()).collect()).await?
+            run.writer.add_null_columns(dataset, new_schema.fields()[known..].iter().map(|f| f.as_ref().clone()).collect()).await?
         }
-        None => commit::create(run.pool, Table::Pool, Arc::new(new_schema.clone())).await?,
+        None => run.writer.create(Table::Pool, Arc::new(new_schema.clone())).await?,
     };
     // Computed columns are left to their expression: without a file of theirs a fragment is known to lack them.
     let stored = new_schema.fields().iter().filter(|field| !is_computed_field(field)).cloned().collect::<Vec<_>>();
@@ -89,11 +89,10 @@ pub(super) async fn ingest(run: &mut Run<'_>) -> Result<()> {
                 for (_, address) in group.files.iter().flat_map(|file| &file.completes) {
                     change.dead.entry((address >> 32) as u32).or_default().push(*address as u32);
                 }
-                for (entry, _) in &files {
-                    run.summary.rows += entry.added;
-                    run.summary.completed += entry.rows - entry.added;
-                }
-                dataset = run.commit(&dataset, change, files).await?;
+                let (rows, added) = files.iter().fold((0, 0), |(rows, added), (entry, _)| (rows + entry.rows, added + entry.added));
+                dataset = run.commit(&dataset, change, files, Vec::new()).await?;
+                run.summary.rows += added;
+                run.summary.completed += rows - added;
             }
             // What this group and those after it were found to hold is no longer so.
             Written::Broken { file, end } => {
@@ -401,7 +400,7 @@ async fn write(dataset: Arc<Dataset>, schema: SchemaRef, group: Arc<Group>, frag
         move || read_group(&group, &schema, &dataset, &sender, &done)
     });
     let batches: Box<dyn RecordBatchReader + Send> = Box::new(RecordBatchIterator::new(receiver, schema));
-    let fragments = commit::write_fragments(&dataset, batches, fragment_rows).await;
+    let fragments = writer::write_fragments(&dataset, batches, fragment_rows).await;
     match reader.await.map_err(|_| Error::ReaderPanicked { path: dataset.uri().into() })? {
         Ok(files) => Ok(Written::Done { fragments: fragments?, files }),
         Err(Stopped::Broken { file, end }) => Ok(Written::Broken { file, end }),
@@ -552,6 +551,6 @@ impl<'a> Rows<'a> {
         let added = self.entry.rows - self.completed as u64;
         let mut rejects = self.rejects;
         rejects.sort_by_key(|reject| reject.row);
-        (Entry { added, ..self.entry }, rejects)
+        (Entry { added, rejected: rejects.len() as u64, ..self.entry }, rejects)
     }
 }

@@ -7,6 +7,8 @@
 mod census;
 mod convert;
 mod embeddings;
+#[cfg(test)]
+mod fuzz;
 mod json;
 mod metadata;
 mod npz;
@@ -18,6 +20,7 @@ mod table;
 mod untyped;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -27,12 +30,11 @@ use futures::future::BoxFuture;
 use lance::Dataset;
 use tokio::task::JoinHandle;
 
-use crate::commit::{self, Change};
 use crate::ledger::{Entry, FileDigest, Ledger, Tables};
-use crate::lock::Lock;
 use crate::rejects::{self, Reject};
 use crate::uid::hex_decode;
-use crate::{Error, OnProgress, Pool, Progress, Result, Table, schema};
+use crate::writer::Change;
+use crate::{Error, OnProgress, Pool, Progress, Result, Table, Writer, schema};
 use sources::{Kind, Source};
 
 /// How to ingest.
@@ -70,6 +72,8 @@ pub struct Summary {
     pub files: u64,
     /// Files that the ledger has already.
     pub known_files: u64,
+    /// Files of folders that are taken for none, counted by reason, with the first of each.
+    pub passed_over: BTreeMap<&'static str, (u64, String)>,
     /// Files of which nothing goes in.
     pub refused_files: u64,
     /// Samples added to `pool`, samples that shards had brought and metadata completed, and samples that got vectors.
@@ -93,70 +97,72 @@ pub fn ingest<'a>(
     on_progress: OnProgress<'a>,
 ) -> BoxFuture<'a, Result<Summary>> {
     async move {
-        let (sources, unreadable) = sources::find(sources)?;
-        let lock = Lock::take_swept(pool).await?;
-        let tables = Tables::open(pool).await?;
-        let ledger = Ledger::open(pool, &tables).await?;
-        if pool.dataset(Table::Rejects).await?.is_none() {
-            commit::create(pool, Table::Rejects, schema::rejects()).await?;
-        }
-        let mut run = Run {
-            pool,
-            options,
-            on_progress,
-            summary: Summary { files: sources.len() as u64, ..Summary::default() },
-            total: sources.iter().map(|s| s.bytes).sum(),
-            done: Arc::new(AtomicU64::new(0)),
-            seen: HashSet::new(),
-            refused: Vec::new(),
-            fresh: Vec::new(),
-            ledger,
-            tables,
-        };
-        for source in sources {
-            if run.ledger.has_file(&source.name(), source.bytes, source.modified) {
-                run.known(&source);
-            } else {
-                run.fresh.push(source);
-            }
-        }
-        let unreadable_paths = unreadable.iter().map(|reject| reject.path.clone());
-        let paths: BTreeSet<String> = run.fresh.iter().map(Source::name).chain(unreadable_paths).collect();
-        let is_known = |hex: &str| {
-            let mut digest = [0; 32];
-            hex_decode(hex, &mut digest) && run.ledger.has(&digest)
-        };
-        rejects::forget(pool, &paths, is_known).await?;
-
-        run.count(&unreadable)?;
-        run.refused.extend(unreadable.into_iter().map(|reject| (reject, None)));
-        metadata::ingest(&mut run).await?;
-        embeddings::ingest(&mut run).await?;
-        shards::ingest(&mut run).await?;
-        run.write_refused().await?;
-
-        run.report("");
-        let mut summary = run.summary;
-        for (table, count) in [(Table::Pool, &mut summary.pool_rows), (Table::Images, &mut summary.pool_images)] {
-            if let Some(dataset) = pool.dataset(table).await? {
-                *count = dataset.count_rows(None).await.map_err(Error::lance(pool.uri(table)))? as u64;
-            }
-        }
-        lock.done();
-        Ok(summary)
+        let found = sources::find(sources)?;
+        pool.write(move |writer| attempts(writer, found, options, on_progress)).await
     }
     .boxed()
+}
+
+/// How often a run goes on from what others have committed meanwhile, and the pause before at most.
+const ATTEMPTS: u32 = 100;
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// Brings everything in, from the start again whenever another writer was faster.
+async fn attempts(writer: Writer, found: sources::Found, options: &Options, on_progress: OnProgress<'_>) -> Result<Summary> {
+    let sources::Found { sources, rejects: unreadable, passed_over, .. } = found;
+    let sources: Vec<Source> = sources.into_iter().collect();
+    let mut run = Run {
+        pool: writer.pool(),
+        writer: writer.clone(),
+        options,
+        on_progress,
+        summary: Summary { files: sources.len() as u64, passed_over, ..Summary::default() },
+        total: sources.iter().map(|s| s.bytes).sum(),
+        done: Arc::new(AtomicU64::new(0)),
+        handled: HashSet::new(),
+        seen: HashSet::new(),
+        refused: Vec::new(),
+        fresh: Vec::new(),
+        ledger: Ledger::default(),
+        tables: Tables::default(),
+    };
+    run.count(&unreadable)?;
+    run.refused.extend(unreadable.into_iter().map(|reject| (reject, None)));
+    let mut attempt = 0;
+    loop {
+        let left = sources.iter().filter(|source| !run.handled.contains(&source.path)).cloned().collect();
+        match run.attempt(left).await {
+            Err(Error::Changed { .. }) if !writer.is_alone() && attempt < ATTEMPTS => {
+                attempt += 1;
+                // Processes that met once should not meet again: each waits for another time.
+                let share = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), attempt) as f64 / u64::MAX as f64;
+                tokio::time::sleep(PAUSE.min(Duration::from_millis(50) * 2u32.pow(attempt.min(10))).mul_f64(share)).await;
+            }
+            done => break done?,
+        }
+    }
+    run.report("");
+    let mut summary = run.summary;
+    for (table, count) in [(Table::Pool, &mut summary.pool_rows), (Table::Images, &mut summary.pool_images)] {
+        if let Some(dataset) = writer.pool().dataset(table).await? {
+            *count = dataset.count_rows(None).await.map_err(Error::lance(dataset.uri()))? as u64;
+        }
+    }
+    Ok(summary)
 }
 
 /// An ingest under way.
 struct Run<'a> {
     pool: &'a Pool,
+    writer: Writer,
     options: &'a Options,
     on_progress: OnProgress<'a>,
     ledger: Ledger,
     tables: Tables,
     /// Files that are not in the ledger by path, size and time; their digests may be.
     fresh: Vec<Source>,
+    /// Files that are done with.
+    handled: HashSet<PathBuf>,
     /// Digests of the files of this run.
     seen: HashSet<FileDigest>,
     /// Rejected files that the table does not name yet.
@@ -167,12 +173,42 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// Goes through these sources, from what the pool has now.
+    async fn attempt(&mut self, sources: Vec<Source>) -> Result<()> {
+        self.tables = Tables::open(self.pool).await?;
+        self.ledger = Ledger::open(&self.writer, &self.tables).await?;
+        self.seen.clear();
+        self.fresh.clear();
+        if self.pool.dataset(Table::Rejects).await?.is_none() {
+            self.writer.create(Table::Rejects, schema::rejects()).await?;
+        }
+        for source in sources {
+            if self.ledger.has_file(&source.name(), source.bytes, source.modified) {
+                self.known(&source);
+            } else {
+                self.fresh.push(source);
+            }
+        }
+        let refused = self.refused.iter().map(|(reject, _)| reject.path.clone());
+        let paths: BTreeSet<String> = self.fresh.iter().map(Source::name).chain(refused).collect();
+        let is_known = |hex: &str| {
+            let mut digest = [0; 32];
+            hex_decode(hex, &mut digest) && self.ledger.has(&digest)
+        };
+        rejects::forget(&self.writer, &paths, is_known).await?;
+        metadata::ingest(self).await?;
+        embeddings::ingest(self).await?;
+        shards::ingest(self).await?;
+        self.write_refused().await
+    }
+
     fn of_kind(&mut self, kind: Kind) -> Vec<Source> {
         self.fresh.extract_if(.., |source| source.kind == kind).collect()
     }
 
     fn known(&mut self, source: &Source) {
         self.summary.known_files += 1;
+        self.handled.insert(source.path.clone());
         self.done.fetch_add(source.bytes, Ordering::Relaxed);
     }
 
@@ -215,45 +251,52 @@ impl Run<'_> {
     async fn reject_file(&mut self, source: &Source, digest: Option<FileDigest>, reject: Reject) -> Result<()> {
         self.count(std::slice::from_ref(&reject))?;
         self.summary.refused_files += 1;
+        self.handled.insert(source.path.clone());
         self.done.fetch_add(source.bytes, Ordering::Relaxed);
         self.refused.push((reject, digest));
         if self.refused.len() < 1000 { Ok(()) } else { self.write_refused().await }
     }
 
     async fn write_refused(&mut self) -> Result<()> {
-        rejects::append(self.pool, &std::mem::take(&mut self.refused)).await
+        rejects::append(&self.writer, &std::mem::take(&mut self.refused)).await.map(drop)
     }
 
-    /// Commits what a group of files brings, with its rejects and its ledger entries.
-    async fn commit(&mut self, dataset: &Arc<Dataset>, change: Change, files: Vec<(Entry, Vec<Reject>)>) -> Result<Arc<Dataset>> {
-        let mut entries = self.record(dataset, files).await?;
-        let dataset = commit::commit(dataset, change, self.ledger.properties(&entries)).await?;
-        entries.iter_mut().for_each(|entry| entry.version = dataset.version().version);
-        self.ledger.append(self.pool, entries).await?;
-        Ok(dataset)
-    }
-
-    /// An error if anyone has written to the table since: before anything is said of what this run is about to write.
-    async fn check_newest(&self, dataset: &Dataset) -> Result<()> {
+    /// Commits what a group of files brings, with its rejects and its ledger entries; `more` are rejects of files that are
+    /// not done by it.
+    async fn commit(
+        &mut self,
+        dataset: &Arc<Dataset>,
+        change: Change,
+        files: Vec<(Entry, Vec<Reject>)>,
+        more: Vec<(Reject, Option<FileDigest>)>,
+    ) -> Result<Arc<Dataset>> {
+        // An error if anyone has written to the table, before anything is said of what this run is about to write.
         let newest = dataset.latest_version_id().await.map_err(Error::lance(dataset.uri()))?;
-        match newest == dataset.version().version {
-            true => Ok(()),
-            false => Err(Error::Changed { path: dataset.uri().to_string() }),
+        if newest != dataset.version().version {
+            return Err(Error::Changed { path: dataset.uri().to_string() });
         }
-    }
-
-    /// Writes the rejects, which are forgotten again if their files do not come to be in the ledger.
-    async fn record(&mut self, dataset: &Dataset, files: Vec<(Entry, Vec<Reject>)>) -> Result<Vec<Entry>> {
-        self.check_newest(dataset).await?;
-        let (mut entries, mut all) = (Vec::new(), Vec::new());
-        for (mut entry, rejects) in files {
-            self.count(&rejects)?;
-            entry.rejected = rejects.len() as u64;
+        let (mut entries, mut all) = (Vec::new(), more);
+        for (entry, rejects) in files {
             all.extend(rejects.into_iter().map(|reject| (reject, Some(entry.digest))));
             entries.push(entry);
         }
-        rejects::append(self.pool, &all).await?;
-        Ok(entries)
+        if self.options.strict {
+            self.count(&all.iter().map(|(reject, _)| reject.clone()).collect::<Vec<_>>())?;
+        }
+        // The rejects are forgotten again if their files do not come to be in the ledger.
+        let said = rejects::append(&self.writer, &all).await?;
+        let dataset = match self.writer.commit(dataset, change, self.ledger.properties(&entries)).await {
+            Err(e @ Error::Changed { .. }) => {
+                rejects::unsay(&self.writer, said).await?;
+                return Err(e);
+            }
+            committed => committed?,
+        };
+        entries.iter_mut().for_each(|entry| entry.version = dataset.version().version);
+        self.handled.extend(entries.iter().map(|entry| entry.path.clone().into()));
+        self.count(&all.into_iter().map(|(reject, _)| reject).collect::<Vec<_>>())?;
+        self.ledger.append(&self.writer, entries).await?;
+        Ok(dataset)
     }
 }
 

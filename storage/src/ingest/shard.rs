@@ -51,20 +51,52 @@ pub(super) fn read(path: &Path, mut each: impl FnMut(Result<Sample, Reject>) -> 
         Some("zst") => Box::new(zstd::stream::Decoder::new(&mut digested).map_err(Error::io(path))?),
         _ => Box::new(BufReader::with_capacity(1 << 20, &mut digested)),
     };
-    let mut archive = tar::Archive::new(unpacked);
-    // Archives that were put one behind the other are read to the end of the file.
-    archive.set_ignore_zeros(true);
-    let result = each_group(&mut archive, |group| match group {
-        Ok((key, parts)) => each(sample(key, parts, &name)),
-        Err((member, reason, detail)) => each(Err(Reject { member: Some(member), ..Reject::file(&name, reason, detail) })),
-    });
-    drop(archive);
-    if let Err(e) = result {
-        each(Err(Reject::file(&name, "shard breaks off", e)));
+    if let Err(reject) = each_archive(unpacked, &name, &mut each) {
+        each(Err(reject));
     }
     // What lies after the archive's end is of the file as well.
     std::io::copy(&mut digested, &mut std::io::sink()).map_err(Error::io(path))?;
     Ok(digested.digest.finalize().into())
+}
+
+/// Reads an archive, and those that were put behind it.
+fn each_archive(unpacked: Box<dyn Read + '_>, name: &str, each: &mut impl FnMut(Result<Sample, Reject>) -> bool) -> Result<(), Reject> {
+    let (mut rest, mut reason) = (unpacked, "shard breaks off");
+    loop {
+        let mut goes_on = true;
+        let mut archive = tar::Archive::new(&mut rest);
+        let read = each_group(&mut archive, |group| {
+            goes_on = match group {
+                Ok((key, parts)) => each(sample(key, parts, name)),
+                Err((member, reason, detail)) => each(Err(Reject { member: Some(member), ..Reject::file(name, reason, detail) })),
+            };
+            goes_on
+        });
+        read.and_then(|()| if goes_on { next_block(&mut rest) } else { Ok(None) })
+            .map(|block| match block {
+                Some(block) => rest = Box::new(std::io::Cursor::new(block).chain(std::mem::replace(&mut rest, Box::new(std::io::empty())))),
+                None => goes_on = false,
+            })
+            .map_err(|e| Reject::file(name, reason, e))?;
+        if !goes_on {
+            return Ok(());
+        }
+        reason = "what follows the archive cannot be read";
+    }
+}
+
+/// Returns the next block that is not all zeros; none at the end of the file.
+fn next_block(rest: &mut impl Read) -> std::io::Result<Option<Vec<u8>>> {
+    loop {
+        let mut block = Vec::new();
+        rest.take(512).read_to_end(&mut block)?;
+        if block.iter().any(|byte| *byte != 0) {
+            return Ok(Some(block));
+        }
+        if block.len() < 512 {
+            return Ok(None);
+        }
+    }
 }
 
 struct Digested {
@@ -80,8 +112,8 @@ impl Read for Digested {
     }
 }
 
-/// A sample's members by lower-case extension: `jpg`, `txt`, `json`.
-type Parts = Vec<(String, Vec<u8>)>;
+/// A sample's members by lower-case extension: `jpg`, `txt`, `json`; of one that is too large only its size.
+type Parts = Vec<(String, Result<Vec<u8>, u64>)>;
 type BadMember = (String, &'static str, String);
 
 /// Calls `each` with every run of members that share a key, as webdataset groups them: the key is the path up to the
@@ -114,14 +146,14 @@ fn each_group<R: Read>(
         let Some(dot) = path[name_at..].iter().position(|b| *b == b'.') else { continue };
         let (this_key, extension) = path.split_at(name_at + dot);
         let extension = String::from_utf8_lossy(&extension[1..]).to_lowercase();
-        let too_large = entry.size() > MAX_MEMBER;
         let mut bytes = Vec::new();
-        let whole = match too_large {
-            true => Ok(()),
-            false => entry.read_to_end(&mut bytes).and_then(|n| match n as u64 == entry.size() {
-                true => Ok(()),
-                false => Err(std::io::ErrorKind::UnexpectedEof.into()),
-            }),
+        let whole = match entry.size() {
+            size if size > MAX_MEMBER => Ok(Err(size)),
+            size => match entry.read_to_end(&mut bytes) {
+                Ok(n) if n as u64 == size => Ok(Ok(bytes)),
+                Ok(_) => Err(std::io::ErrorKind::UnexpectedEof.into()),
+                Err(e) => Err(e),
+            },
         };
         let again = this_key == key && parts.iter().any(|(e, _)| *e == extension);
         if this_key != key || again || whole.is_err() {
@@ -135,18 +167,13 @@ fn each_group<R: Read>(
             order = if again { order.or(of_first) } else { None };
             key = this_key.to_vec();
         }
-        whole?;
-        // Kept without its bytes, so that its sample is refused with its place.
-        let extension = if too_large { format!("{extension}{TOO_LARGE}{}", entry.size()) } else { extension };
-        parts.push((extension, bytes));
+        parts.push((extension, whole?));
     }
     finish(&key, parts, &order);
     Ok(())
 }
 
 const TWICE: &str = "member name comes twice, in another order";
-/// Stands between a member's extension and its size where it was not read.
-const TOO_LARGE: char = '\0';
 
 fn order_detail(order: &Option<Vec<String>>, parts: &Parts) -> String {
     let names = parts.iter().map(|(extension, _)| extension.as_str()).collect::<Vec<_>>().join(", ");
@@ -159,14 +186,21 @@ const IMAGES: [&str; 5] = ["jpg", "jpeg", "png", "webp", "gif"];
 /// Returns the sample of these members, or why it is none.
 fn sample(key: String, mut parts: Parts, path: &str) -> Result<Sample, Reject> {
     let about = |reason, detail: String| Reject { member: Some(key.clone()), ..Reject::file(path, reason, detail) };
-    if let Some((extension, size)) = parts.iter().find_map(|(extension, _)| extension.split_once(TOO_LARGE)) {
-        return Err(about("member is too large", format!(".{extension} of {size} bytes, at most {MAX_MEMBER}")));
-    }
     let mut lost = Vec::new();
     let mut lose = |column: Option<&str>, reason, detail: String| {
         lost.push(Reject { column: column.map(str::to_string), kept: true, ..about(reason, detail) });
     };
-    let mut take = |extension: &str| parts.iter().position(|(e, _)| e == extension).map(|at| parts.swap_remove(at).1);
+    for (extension, size) in parts.iter().filter_map(|(extension, part)| Some((extension, part.as_ref().err()?))) {
+        let (reason, detail) = ("member is too large", format!(".{extension} of {size} bytes, at most {MAX_MEMBER}"));
+        if IMAGES.contains(&extension.as_str()) || ["json", "txt"].contains(&extension.as_str()) {
+            return Err(about(reason, detail));
+        }
+        lose(None, reason, detail);
+    }
+    let mut take = |extension: &str| {
+        let at = parts.iter().position(|(e, _)| e == extension)?;
+        parts.swap_remove(at).1.ok()
+    };
     let (json, text) = (take("json"), take("txt"));
     let mut images = IMAGES.iter().filter_map(|extension| Some((extension, take(extension)?)));
     let image = images.next();
@@ -312,6 +346,54 @@ mod tests {
         assert!(lost.len() == 4 && lost.iter().zip(reasons).all(|(lost, reason)| lost.starts_with(reason)), "{lost:?}");
         let (info, lost) = parsed(b"\xef\xbb\xbf{\"caption\": \"caf\xe9\", \"exif\": {\"a\": \"\\udc00\"}, \"n\": 1e999}\0");
         assert_eq!((info.caption.as_deref(), lost), (Some("caf\u{fffd}"), vec![format!("text: {NOT_UTF8}")]));
+    }
+
+    #[test]
+    fn what_follows_an_archive_costs_nothing_of_it() {
+        let picture = {
+            let mut bytes = std::io::Cursor::new(Vec::new());
+            image::RgbImage::new(8, 8).write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+            bytes.into_inner()
+        };
+        let archive = |keys: &[&str]| {
+            let mut archive = tar::Builder::new(Vec::new());
+            for key in keys {
+                for (extension, bytes) in [("png", picture.as_slice()), ("txt", key.as_bytes()), ("mp4", b"a film")] {
+                    let mut header = tar::Header::new_gnu();
+                    header.set_size(bytes.len() as u64);
+                    archive.append_data(&mut header, format!("{key}.{extension}"), bytes).unwrap();
+                }
+            }
+            archive.into_inner().unwrap()
+        };
+        let read = |bytes: &[u8]| {
+            let mut out = Vec::new();
+            let rejected = each_archive(Box::new(bytes), "x.tar", &mut |sample| {
+                out.push(sample.map_or_else(|reject| reject.reason.to_string(), |sample| sample.key));
+                true
+            });
+            out.extend(rejected.err().map(|reject| reject.reason.to_string()));
+            out
+        };
+        let first = archive(&["a", "b"]);
+        assert_eq!(read(&first), ["a", "b"]);
+        assert_eq!(read(&[&first[..], &archive(&["c"]), &[0; 2048], &archive(&["d"])].concat()), ["a", "b", "c", "d"]);
+        assert_eq!(read(&[&first[..], &[0; 700]].concat()), ["a", "b"]);
+        for junk in [&b"<html>"[..], &[7; 3000]] {
+            assert_eq!(read(&[&first, junk].concat()), ["a", "b", "what follows the archive cannot be read"]);
+        }
+        assert_eq!(read(&first[..first.len() - 1024 - 600]), ["a", "shard breaks off"]);
+    }
+
+    #[test]
+    fn a_large_member_costs_a_sample_that_needs_it() {
+        let parts = |large: &str| -> Parts {
+            let all = [("png", &b"\x89PNG"[..]), ("txt", b"a"), ("mp4", b"")];
+            all.map(|(e, bytes)| (e.to_string(), if e == large { Err(1 << 40) } else { Ok(bytes.to_vec()) })).into()
+        };
+        let reason = |large: &str| sample("k".into(), parts(large), "x.tar").err().map(|reject| reject.reason);
+        assert_eq!(reason("png"), Some("member is too large"));
+        assert_eq!(reason("mp4"), Some("not an image")); // it was gone on with
     }
 
     /// What comes out of a shard with members of these names: keys and extensions, or reasons.

@@ -19,10 +19,10 @@ use super::census::{Place, Uids};
 use super::shard::{self, Info, Sample};
 use super::sources::{Kind, Source};
 use super::{Run, entry};
-use crate::commit::{self, Change};
 use crate::computed::stored_schema;
 use crate::ledger::{Entry, FileDigest, added_properties};
 use crate::rejects::Reject;
+use crate::writer::{self, Change};
 use crate::{Error, Result, Table, Uid, images, schema};
 
 /// Images are handed to the writer in batches of at most so many, and so many bytes.
@@ -40,7 +40,7 @@ pub(super) async fn ingest(run: &mut Run<'_>) -> Result<()> {
     }
     let mut images = match run.tables.images.clone() {
         Some(images) => images,
-        None => commit::create(run.pool, Table::Images, schema::images()).await?,
+        None => run.writer.create(Table::Images, schema::images()).await?,
     };
     let mut pool = open_pool(run).await?;
     let mut groups: VecDeque<Vec<Source>> = VecDeque::new();
@@ -71,16 +71,19 @@ pub(super) async fn ingest(run: &mut Run<'_>) -> Result<()> {
             let rows = shard.takes.iter().filter(|take| **take).count() as u64;
             let added = shard.new_samples.len() as u64;
             let entry = Entry { rows, added: added + run.ledger.added_before(&shard.digest), ..entry(&shard.source, shard.digest) };
-            run.summary.images += rows;
-            run.summary.rows += added;
-            files.push((entry, shard.rejects.clone()));
+            let rejects = shard.rejects.clone();
+            files.push((Entry { rejected: rejects.len() as u64, ..entry }, rejects));
         }
         if !written.samples.is_empty() {
             let added: Vec<(FileDigest, u64)> = files.iter().map(|(entry, _)| (entry.digest, entry.added)).collect();
             let change = Change { fragments: written.samples, ..Change::default() };
-            pool = commit::commit(&pool, change, added_properties(&added)).await?;
+            pool = run.writer.commit(&pool, change, added_properties(&added)).await?;
         }
-        images = run.commit(&images, Change { fragments: written.images, ..Change::default() }, files).await?;
+        let shards = &group.shards;
+        let images_in = shards.iter().flat_map(|shard| &shard.takes).filter(|take| **take).count() as u64;
+        images = run.commit(&images, Change { fragments: written.images, ..Change::default() }, files, Vec::new()).await?;
+        run.summary.images += images_in;
+        run.summary.rows += shards.iter().map(|shard| shard.new_samples.len() as u64).sum::<u64>();
     }
 }
 
@@ -88,10 +91,10 @@ pub(super) async fn ingest(run: &mut Run<'_>) -> Result<()> {
 async fn open_pool(run: &Run<'_>) -> Result<Arc<Dataset>> {
     let fields: Vec<_> = schema::SHARD_COLUMNS.iter().filter_map(|name| schema::pool_field(name)).collect();
     match &run.tables.samples {
-        None => commit::create(run.pool, Table::Pool, Arc::new(Schema::new(fields))).await,
+        None => run.writer.create(Table::Pool, Arc::new(Schema::new(fields))).await,
         Some(dataset) => {
             let missing = fields.into_iter().filter(|f| dataset.schema().field(f.name()).is_none()).collect();
-            commit::add_null_columns(dataset, missing).await
+            run.writer.add_null_columns(dataset, missing).await
         }
     }
 }
@@ -220,13 +223,13 @@ async fn write(images: Arc<Dataset>, pool: Arc<Dataset>, group: Arc<Group>, done
     if !new_samples.is_empty() {
         let batch = pool_rows(&new_samples, &pool_schema)?;
         let batches = Box::new(RecordBatchIterator::new([Ok(batch)], pool_schema));
-        written.samples = commit::write_fragments(&pool, batches, usize::MAX >> 1).await?;
+        written.samples = writer::write_fragments(&pool, batches, usize::MAX >> 1).await?;
     }
     if group.shards.iter().any(|shard| shard.takes.contains(&true)) {
         let (sender, receiver) = std::sync::mpsc::sync_channel(2);
         let reader = tokio::task::spawn_blocking(move || read_group(&group, &sender, &done));
         let batches: Box<dyn RecordBatchReader + Send> = Box::new(RecordBatchIterator::new(receiver, schema::images()));
-        let fragments = commit::write_fragments(&images, batches, usize::MAX >> 1).await;
+        let fragments = writer::write_fragments(&images, batches, usize::MAX >> 1).await;
         reader.await.map_err(|_| Error::ReaderPanicked { path: images.uri().into() })??;
         written.images = fragments?;
     }

@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -45,7 +45,7 @@ impl Source {
 /// All files behind `sources`, each once. Folders are searched in depth; what is of no known kind there is passed over,
 /// as are img2dataset's own logs (a parquet beside a shard of the same stem).
 /// What cannot be looked at there is a reject.
-pub(super) fn find(sources: &[String]) -> Result<(Vec<Source>, Vec<Reject>)> {
+pub(super) fn find(sources: &[String]) -> Result<Found> {
     let mut found = Found::default();
     for source in sources {
         let path = Path::new(source);
@@ -68,13 +68,15 @@ pub(super) fn find(sources: &[String]) -> Result<(Vec<Source>, Vec<Reject>)> {
             return Err(Error::SourceEmpty { path: path.to_path_buf() });
         }
     }
-    Ok((found.sources.into_iter().collect(), found.rejects))
+    Ok(found)
 }
 
 #[derive(Default)]
-struct Found {
-    sources: BTreeSet<Source>,
-    rejects: Vec<Reject>,
+pub(super) struct Found {
+    pub sources: BTreeSet<Source>,
+    pub rejects: Vec<Reject>,
+    /// Files that are taken for none, counted by reason, with the first of each.
+    pub passed_over: BTreeMap<&'static str, (u64, String)>,
     /// Folders that were searched: links may lead in circles.
     folders: BTreeSet<PathBuf>,
 }
@@ -100,6 +102,11 @@ impl Found {
         match open(path) {
             Ok(source) => {
                 let any = source.is_some();
+                if !any {
+                    let reason =
+                        if is_log(path) { "parquet beside a shard of its name, as img2dataset writes" } else { "of no known kind" };
+                    self.passed_over.entry(reason).or_insert_with(|| (0, path.display().to_string())).0 += 1;
+                }
                 self.sources.extend(source);
                 any
             }
@@ -120,15 +127,20 @@ fn open(path: &Path) -> Result<Option<Source>> {
 }
 
 fn kind(path: &Path) -> Option<Kind> {
-    let name = path.file_name()?.to_str()?.to_lowercase();
+    let name = path.file_name()?.to_string_lossy().to_lowercase();
     let ends = |ends: &[&str]| ends.iter().any(|end| name.ends_with(end));
     if ends(&[".tar", ".tar.gz", ".tgz", ".tar.zst"]) {
         Some(Kind::Shard)
     } else if ends(&[".npz"]) {
         Some(Kind::Embeddings)
-    } else if ends(&[".csv"]) || ends(&[".parquet"]) && !path.with_extension("tar").exists() {
+    } else if ends(&[".csv", ".parquet"]) && !is_log(path) {
         Some(Kind::Metadata)
     } else {
         None
     }
+}
+
+/// Returns true for a parquet beside a shard of the same stem: img2dataset's log of its downloads.
+fn is_log(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet")) && path.with_extension("tar").exists()
 }

@@ -218,8 +218,9 @@ fn csv_schema(path: &Path) -> Result<SchemaRef> {
     Ok(Arc::new(Schema::new(named.fields().iter().map(field).collect::<Vec<_>>())))
 }
 
-/// The column of a CSV file's batches that says what is wrong with a record; null for good ones.
-pub(super) const BAD_RECORD: &str = "\0bad record";
+/// The columns of a CSV file's batches that say what is wrong with a record, null for good ones, and the reasons.
+pub(super) const BAD_RECORDS: [(&str, &str); 2] =
+    [("\0open", "a quote is not closed"), ("\0width", "another number of fields than the header")];
 
 /// A CSV file's rows as bytes. A record that is not closed, or has another number of fields than the header, is all null.
 struct Csv {
@@ -232,7 +233,7 @@ impl Csv {
     fn open(path: &Path) -> Result<Csv> {
         let schema = csv_schema(path)?;
         let mut fields: Vec<_> = schema.fields().iter().map(|f| f.as_ref().clone().with_data_type(DataType::Binary)).collect();
-        fields.push(Field::new(BAD_RECORD, DataType::Utf8, true));
+        fields.extend(BAD_RECORDS.map(|(name, _)| Field::new(name, DataType::Utf8, true)));
         let mut records = Records::open(path)?;
         records.next().transpose().map_err(Error::io(path))?; // the header
         Ok(Csv { path: path.to_path_buf(), records, schema: Arc::new(Schema::new(fields)) })
@@ -243,7 +244,7 @@ impl Iterator for Csv {
     type Item = Result<RecordBatch, ArrowError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let width = self.schema.fields().len() - 1;
+        let width = self.schema.fields().len() - BAD_RECORDS.len();
         let (mut text, mut open) = (Vec::new(), std::collections::VecDeque::new());
         for _ in 0..BATCH_ROWS {
             match self.records.next() {
@@ -257,7 +258,7 @@ impl Iterator for Csv {
             }
         }
         let mut columns: Vec<BinaryBuilder> = (0..width).map(|_| BinaryBuilder::new()).collect();
-        let (mut bad, mut rows) = (StringBuilder::new(), 0);
+        let (mut unclosed, mut uneven, mut rows) = (StringBuilder::new(), StringBuilder::new(), 0);
         for record in csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(text.as_slice()).into_byte_records() {
             let record = match record {
                 Ok(record) => record,
@@ -268,15 +269,12 @@ impl Iterator for Csv {
             for (i, column) in columns.iter_mut().enumerate() {
                 column.append_option(record.get(i).filter(|value| whole && !value.is_empty()));
             }
-            bad.append_option(match whole {
-                true => None,
-                false if is_open => Some(format!(": {}", open.pop_front().unwrap_or_default())),
-                false => Some(format!("expected {width}, got {}", record.len())),
-            });
+            unclosed.append_option(if is_open { open.pop_front() } else { None });
+            uneven.append_option((!is_open && !whole).then(|| format!("expected {width}, got {}", record.len())));
             rows += 1;
         }
         let mut columns: Vec<ArrayRef> = columns.into_iter().map(|mut column| Arc::new(column.finish()) as ArrayRef).collect();
-        columns.push(Arc::new(bad.finish()));
+        columns.extend([Arc::new(unclosed.finish()) as ArrayRef, Arc::new(uneven.finish())]);
         (rows > 0).then(|| RecordBatch::try_new(self.schema.clone(), columns))
     }
 }

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::sort::sort;
 use super::{Entry, npy_header, weights_path};
 use crate::uid::hex_encode;
-use crate::{Error, Result};
+use crate::{Error, Result, put_in_place};
 
 /// Takes uids in any order and leaves `NAME.npy`, sorted, and `NAME.weights.npy` beside it where entries have weights.
 /// Until `finish` the files of those names stay as they were.
@@ -78,9 +78,9 @@ impl SubsetWriter {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(weights_path)(e)),
             _ => {}
         }
-        std::fs::rename(&part, &self.path).map_err(Error::io(&self.path))?;
+        put_in_place(&part, &self.path).map_err(Error::io(&self.path))?;
         if weighted {
-            std::fs::rename(&weights_part, &weights_path).map_err(Error::io(&weights_path))?;
+            put_in_place(&weights_part, &weights_path).map_err(Error::io(&weights_path))?;
         }
         Ok(written)
     }
