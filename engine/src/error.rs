@@ -119,7 +119,9 @@ impl Error {
             .and_then(Error::hint)
             .or_else(|| missing_column(&error))
             .or_else(|| unknown_name(&message, functions))
-            .or_else(|| missing_value(&message));
+            .or_else(|| missing_value(&message))
+            .or_else(|| message.starts_with("LanceError(IO)").then(|| "tarn verify POOL says which file cannot be read".to_string()));
+        let message = storage::without_places(&message);
         // DataFusion adds its own guess to some messages; ours is the hint.
         let message = message.split("Did you mean ").next().unwrap_or(&message).trim_end_matches(['.', '\n', ' ']).to_string();
         Error::Query { message, hint }

@@ -130,6 +130,10 @@ impl Snapshot {
         &self.pool
     }
 
+    pub fn root(&self) -> &str {
+        self.pool.root()
+    }
+
     pub fn state(&self) -> SessionState {
         self.context.state()
     }
@@ -255,5 +259,80 @@ impl Snapshot {
     /// Returns an error of DataFusion in the words of this crate.
     pub fn error(&self, error: DataFusionError) -> Error {
         Error::query(error, &self.function_names())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use storage::Receipt;
+    use storage::ingest::{self, ingest};
+
+    use crate::{Error, Filter, Options, Session};
+
+    /// A filter's uids, its receipt and what its columns say are of one version, whatever is committed meanwhile.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn a_query_and_its_receipt_are_of_one_version() {
+        const FILES: usize = 12;
+        let folder = tempfile::tempdir().expect("a folder");
+        let write = |file: usize| {
+            let path = folder.path().join(format!("{file}.csv"));
+            let rows = (0..50 + file).map(|i| format!("{:032x},some words\n", file * 1000 + i)).collect::<String>();
+            std::fs::write(&path, format!("uid,text\n{rows}")).expect("written");
+            [path.display().to_string()]
+        };
+        // As many rows as the files up to one have.
+        let rows = |files: usize| (0..files).map(|file| 50 + file as u64).sum::<u64>();
+        let pool = storage::Pool::at(&folder.path().join("pool").display().to_string());
+        let add = async |file| ingest(&pool, &write(file), &ingest::Options::default(), &|_| {}).await.expect("ingested");
+        add(0).await;
+        let session = Arc::new(Session::over(pool.clone(), Options::default()).await.expect("open"));
+        let done = Arc::new(AtomicBool::new(false));
+        let asked = |sql: &'static str| {
+            let (session, done) = (session.clone(), done.clone());
+            tokio::spawn(async move {
+                let mut receipts: Vec<Receipt> = Vec::new();
+                while !done.load(Ordering::Relaxed) {
+                    let filter = Filter::parse("asked", sql).expect("a filter").bind(&[]).expect("no parameters");
+                    match session.subset(&filter).await {
+                        Ok((subset, receipt)) => {
+                            assert_eq!((subset.len() as u64, receipt.subset_size), (receipt.pool_rows, receipt.pool_rows));
+                            receipts.push(receipt);
+                        }
+                        // The column is not always there.
+                        Err(Error::Query { .. }) if sql.contains("words") => {}
+                        Err(Error::Storage(storage::Error::ColumnLags { .. })) if sql.contains("words") => {}
+                        Err(e) => panic!("{sql}: {e}"),
+                    }
+                }
+                receipts
+            })
+        };
+        let readers = [asked("SELECT uid FROM pool"), asked("SELECT uid FROM pool WHERE words = 2"), asked("SELECT uid FROM pool")];
+        for file in 1..FILES {
+            add(file).await;
+            session.refresh().await.expect("read");
+            session.sql("ALTER TABLE pool ADD COLUMN words AS (word_count(text))", &[]).await.expect("added");
+            // Something to be kept over changes.
+            session.sql("CREATE OR REPLACE VIEW mine AS SELECT 1", &[]).await.expect("made");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            session.sql("ALTER TABLE pool DROP COLUMN words", &[]).await.expect("dropped");
+        }
+        session.sql("SELECT * FROM mine", &[]).await.expect("still there");
+        assert!(session.sql("DROP TABLE pool", &[]).await.is_err());
+        done.store(true, Ordering::Relaxed);
+        let mut seen = std::collections::BTreeSet::new();
+        for reader in readers {
+            for receipt in reader.await.expect("no panic") {
+                let then = pool.clone().at_version(&receipt.pool_version.to_string()).await.expect("a version");
+                assert_eq!(then.version().await.expect("read"), (receipt.pool_version, receipt.pool_rows));
+                assert!((1..=FILES).any(|files| rows(files) == receipt.pool_rows));
+                assert_eq!(receipt.versions["pool"], receipt.pool_version);
+                seen.insert(receipt.pool_version);
+            }
+        }
+        assert!(seen.len() > FILES, "versions {seen:?}");
     }
 }

@@ -178,7 +178,11 @@ fn lines(folder: &Path, name: &str) -> Result<Vec<String>> {
     if !path.exists() {
         return Err(Error::Layout { path, expected: "one entry a line".into(), got: "no such file".into() });
     }
-    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let line = e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
+        Error::Layout { path: path.clone(), expected: "UTF-8".into(), got: format!("other bytes in line {line}") }
+    })?;
     let mut lines: Vec<String> = split_lines(&text).iter().map(|line| line.trim().to_string()).collect();
     while lines.last().is_some_and(String::is_empty) {
         lines.pop();

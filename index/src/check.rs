@@ -94,7 +94,9 @@ pub fn check_index<'a>(
                     let found = searcher.search(&query, k, f32::INFINITY, *effort, None, &Arc::default()).await?;
                     times.push(start.elapsed().as_secs_f64() * 1000.0);
                     let is_other = |neighbour: &&crate::Neighbour| !own || neighbour.row != *row;
-                    let truth: Vec<f32> = truth.iter().filter(is_other).take(check.k).map(|neighbour| neighbour.distance).collect();
+                    // A vector of zeros is at no cosine distance from anything.
+                    let truth = truth.iter().filter(is_other).map(|neighbour| neighbour.distance).filter(|distance| !distance.is_nan());
+                    let truth: Vec<f32> = truth.take(check.k).collect();
                     // Of rows that are equally far any is right.
                     let Some(farthest) = truth.last() else { continue };
                     let near = found[0].iter().filter(is_other).filter(|neighbour| neighbour.distance <= *farthest);

@@ -14,6 +14,8 @@ pub enum Error {
     NotAPool { path: String },
     #[error("{path} is a file, expected a folder for the pool")]
     PoolIsFile { path: String },
+    #[error("{path} is in a store that keeps no writers apart, expected a refusal of what exists, got {got}")]
+    NoExclusion { path: String, got: String },
     #[error("{path} is being written by {holder}")]
     Held { path: String, holder: String },
     #[error("{path} was changed by another writer in the meantime, nothing of this step is recorded")]
@@ -28,6 +30,8 @@ pub enum Error {
     OutputNotEmpty { path: PathBuf },
     #[error("{} holds an earlier export", path.display())]
     OutputExists { path: PathBuf },
+    #[error("{path} has lost its table {table}: the ledger has {files} files that were written to it")]
+    TableLost { path: String, table: &'static str, files: usize },
     #[error("{} is a receipt of a pool of {expected} samples at version {version}, {pool} has {got} there", path.display())]
     ReceiptOfAnother { path: PathBuf, pool: String, version: u64, expected: u64, got: u64 },
     #[error("{path} has no column '{column}', it has {known}")]
@@ -98,7 +102,7 @@ pub enum Error {
     Parquet { path: PathBuf, source: parquet::errors::ParquetError },
     #[error("{}: not a readable npz file: {source}", path.display())]
     Npz { path: PathBuf, source: zip::result::ZipError },
-    #[error("{path}: {source}")]
+    #[error("{path}: {}", plain(source))]
     Lance { path: String, source: Box<lance::Error> },
     #[error(transparent)]
     Arrow(#[from] arrow::error::ArrowError),
@@ -117,6 +121,10 @@ impl Error {
             Error::OutputExists { .. } => "choose another folder, or add --overwrite".into(),
             Error::NoColumn { column, known, .. } => {
                 return closest(column, known.split(", ")).map(|near| format!("did you mean '{near}'?"));
+            }
+            Error::TableLost { .. } => "bring the table's folder back from a copy, or ingest into a new pool".into(),
+            Error::NoExclusion { .. } => {
+                "use a store with conditional writes (S3, GCS, Azure and MinIO have them), or ingest into a local folder and copy it".into()
             }
             Error::Held { .. } => "wait until it is done, or stop it".into(),
             Error::Changed { .. } => "run the same command again: it goes on from what is committed".into(),
@@ -164,6 +172,18 @@ impl Error {
         let path = path.into();
         move |source| Error::Lance { path, source: Box::new(source) }
     }
+}
+
+/// Returns what an error of Lance says.
+pub(crate) fn plain(error: &lance::Error) -> String {
+    without_places(&error.to_string())
+}
+
+/// Returns the text of an error without the places in the source where it was made, and without what it was wrapped in.
+pub fn without_places(text: &str) -> String {
+    let is_place = |part: &&str| part.starts_with('/') && part.contains(".rs:");
+    let text = text.split(", ").take_while(|part| !is_place(part)).collect::<Vec<_>>().join(", ");
+    ["Wrapped error: ", "LanceError(IO): "].iter().fold(text.as_str(), |text, before| text.trim_start_matches(before)).to_string()
 }
 
 /// The candidate nearest to `name`, if it is near enough to be a slip: the "did you mean" of every error.

@@ -20,7 +20,8 @@ const SIZE: usize = 32;
 /// (Lanczos), its cosine transform (type II), of whose 8 x 8 lowest coefficients each gives a bit, set where it is above
 /// their median; row by row, the first bit the highest. `None` where the bytes are no image that can be decoded.
 pub fn perceptual_hash(bytes: &[u8]) -> Option<i64> {
-    let rgb = image::load_from_memory(bytes).ok()?.into_rgb8();
+    // A decoder may panic at what it does not expect.
+    let rgb = std::panic::catch_unwind(|| image::load_from_memory(bytes)).ok()?.ok()?.into_rgb8();
     let grey = image::GrayImage::from_fn(rgb.width(), rgb.height(), |x, y| {
         let [r, g, b] = rgb.get_pixel(x, y).0.map(u32::from);
         image::Luma([((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16) as u8])

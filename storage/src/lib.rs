@@ -9,6 +9,7 @@ mod computed;
 mod durable;
 mod error;
 mod eval_images;
+mod exclusion;
 pub mod export;
 pub mod hashes;
 mod image_columns;
@@ -34,8 +35,9 @@ mod writer;
 
 pub use computed::{Compute, Computed, is_computed};
 pub use durable::put_in_place;
-pub use error::{Error, Result, closest};
+pub use error::{Error, Result, closest, without_places};
 pub use eval_images::{EvalHash, eval_images_schema};
+pub use exclusion::check_exclusion;
 pub use pool::{Pool, Table};
 pub use receipt::Receipt;
 pub use rejects::Reject;

@@ -63,7 +63,7 @@ fn compression(name: &str) -> Option<&'static str> {
 }
 
 /// Whether Lance takes a column of this name: dots lead into structs, and some names are its own.
-pub(crate) fn can_be_column(name: &str) -> bool {
+pub fn can_be_column(name: &str) -> bool {
     !name.is_empty() && !name.contains(['.', '`']) && !name.starts_with("_row") && !["_distance", "_score"].contains(&name)
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{DataType, Float16Type, Schema};
@@ -15,10 +16,11 @@ use lance_index::optimize::OptimizeOptions;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use crate::error::plain;
 use crate::ledger::{Ledger, Tables};
 use crate::lock::Lock;
 use crate::pool::uids_of;
-use crate::{Error, OnProgress, Pool, Progress, Result, Table, Uid, Writer, images, rejects};
+use crate::{Error, OnProgress, Pool, Progress, Result, Table, Uid, Writer, images, rejects, schema};
 
 /// What to look at.
 #[derive(Debug, Clone, Default)]
@@ -79,18 +81,46 @@ pub fn verify<'a>(pool: &'a Pool, options: &'a Options, on_progress: OnProgress<
         };
         let images = pool.dataset(Table::Images).await?;
         let mut found = Vec::new();
-        counts(pool, &table, images.as_deref(), writer.as_ref(), &mut found).await?;
-        uids(&table, images.as_deref(), options, &mut found).await?;
-        norms(&table, on_progress, &mut found).await?;
-        if let (Some(images), true) = (&images, options.deep) {
-            digests(images, on_progress, &mut found).await?;
-            originals(&table, images, options, &mut found).await?;
-        }
-        for of in Table::ALL {
-            if let Some(dataset) = pool.dataset(of).await? {
-                orphans(&dataset, of, options, alone, &mut found).await?;
-                indexes(&dataset, of, options, &mut found).await?;
+        let mut failed = false;
+        let mut go_on = |check: &'static str, result: Result<()>, found: &mut Vec<Finding>| {
+            if let Err(e) = result {
+                failed = true;
+                push(found, check, State::Wrong, e.to_string());
             }
+        };
+        let result = counts(pool, &table, images.as_deref(), writer.as_ref(), &mut found).await;
+        go_on("counts", result, &mut found);
+        let result = uids(&table, images.as_deref(), options, &mut found).await;
+        go_on("uids", result, &mut found);
+        let result = norms(&table, on_progress, &mut found).await;
+        go_on("embeddings", result, &mut found);
+        if let (Some(images), true) = (&images, options.deep) {
+            let result = digests(images, on_progress, &mut found).await;
+            go_on("digests", result, &mut found);
+            let result = originals(&table, images, options, &mut found).await;
+            go_on("digests", result, &mut found);
+        }
+        let mut open = Vec::new();
+        for of in Table::ALL {
+            match pool.dataset(of).await {
+                Ok(dataset) => open.extend(dataset.map(|dataset| (of, dataset))),
+                Err(e) => go_on("tables", Err(e), &mut found),
+            }
+        }
+        for (of, dataset) in &open {
+            let result = orphans(dataset, *of, options, alone, &mut found).await;
+            go_on("orphans", result, &mut found);
+            let result = indexes(dataset, *of, options, &mut found).await;
+            go_on("indexes", result, &mut found);
+        }
+        if failed || options.deep {
+            for (of, dataset) in &open {
+                failed |= !files_are_readable(dataset, *of, &mut found).await;
+            }
+        }
+        if failed {
+            // What is not sound is not swept away by the next writer.
+            return Ok(found);
         }
         if let Some(writer) = writer {
             writer.done();
@@ -98,6 +128,29 @@ pub fn verify<'a>(pool: &'a Pool, options: &'a Options, on_progress: OnProgress<
         Ok(found)
     }
     .boxed()
+}
+
+/// Reads every column of every fragment, and names the files of those that cannot be read; true if there are none.
+async fn files_are_readable(dataset: &Arc<Dataset>, table: Table, found: &mut Vec<Finding>) -> bool {
+    let before = found.len();
+    for fragment in dataset.fragments().iter() {
+        let (dataset, of) = (dataset.clone(), fragment.clone());
+        // A decoder may panic at what it does not expect.
+        let read = tokio::spawn(async move {
+            let mut scanner = dataset.scan();
+            let mut batches = scanner.with_fragments(vec![of]).batch_size(1024).try_into_stream().await?;
+            while batches.try_next().await?.is_some() {}
+            Ok::<_, lance::Error>(())
+        });
+        let reason = match read.await {
+            Ok(Ok(())) => continue,
+            Ok(Err(e)) => plain(&e),
+            Err(_) => "reading it failed within the program".to_string(),
+        };
+        let files = fragment.files.iter().map(|file| format!("{}.lance/data/{}", table.name(), file.path)).collect::<Vec<_>>().join(", ");
+        push(found, "files", State::Wrong, format!("{files}: the rows of this fragment cannot be read: {reason}"));
+    }
+    found.len() == before
 }
 
 fn push(found: &mut Vec<Finding>, check: &'static str, state: State, text: String) {
@@ -255,10 +308,22 @@ async fn norms(table: &Dataset, on_progress: OnProgress<'_>, found: &mut Vec<Fin
         on_progress(Progress { what: "embeddings".to_string(), done, total, unit: "rows" });
     }
     for (name, (rows, seen)) in wrong {
-        let state = if seen.count == 0 { State::Good } else { State::Wrong };
+        // What others have brought may be of any length.
+        let known = schema::EMBEDDINGS.iter().any(|(known, _)| *known == name) || is_of_embed(table, name);
+        let state = match seen.count {
+            0 => State::Good,
+            _ if known => State::Wrong,
+            _ => State::Note,
+        };
         push(found, "embeddings", state, format!("{} of {rows} vectors of {name} have a length other than 1{}", seen.count, seen.first()));
     }
     Ok(())
+}
+
+/// Returns true for one of the columns that a model's embedding leaves: `NAME_img` and `NAME_txt` beside `NAME_score`.
+fn is_of_embed(table: &Dataset, column: &str) -> bool {
+    let name = column.strip_suffix("_img").or_else(|| column.strip_suffix("_txt"));
+    name.is_some_and(|name| table.schema().field(&format!("{name}_score")).is_some())
 }
 
 /// Images whose bytes are not those that were ingested.
@@ -269,7 +334,7 @@ async fn digests(images: &Dataset, on_progress: OnProgress<'_>, found: &mut Vec<
     scanner.project(&["uid", "sha256"]).map_err(wrap())?.batch_size(BLOBS).scan_in_order(true);
     let mut stream = scanner.try_into_stream().await.map_err(wrap())?;
     let (mut bad, mut done) = (Seen::default(), 0);
-    let images_ref = std::sync::Arc::new(images.clone());
+    let images_ref = Arc::new(images.clone());
     while let Some(batch) = stream.try_next().await.map_err(wrap())? {
         let rows: Vec<u64> = (done..done + batch.num_rows() as u64).collect();
         let read = images_ref.read_blobs("image").map_err(wrap())?.with_row_indices(rows).preserve_order(true).execute().await;

@@ -15,6 +15,7 @@ use lance::index::DatasetIndexExt;
 use lance::table::format::key_existence::{KeyExistenceFilterBuilder, KeyValue};
 use lance::table::format::{DataFile, Fragment, IndexMetadata};
 
+use crate::exclusion::check_exclusion;
 use crate::lock::Lock;
 use crate::{Error, Pool, Result, Table, computed, verify};
 
@@ -28,11 +29,11 @@ pub struct Writer {
 
 impl Pool {
     /// Runs `change` as the only writer of a local pool; in an object store each of its commits checks that nobody else has
-    /// written. What a killed writer has left is removed before, and what this one leaves where it ends by an error is
+    /// written, which it must know how to check. What a killed writer has left is removed before, and what this one leaves where it ends by an error is
     /// removed by the next.
     ///
     /// # Errors
-    /// `Held` where another process writes, and what `change` gives.
+    /// `Held` where another process writes, `NoExclusion` where a store keeps writers not apart, and what `change` gives.
     pub fn write<'a, T, E, F>(&'a self, change: impl FnOnce(Writer) -> F + Send + 'a) -> BoxFuture<'a, Result<T, E>>
     where
         T: Send + 'a,
@@ -41,6 +42,9 @@ impl Pool {
     {
         async move {
             let writer = Writer::of(self, Lock::take(self)?);
+            if self.is_remote() {
+                check_exclusion(self.root()).await?;
+            }
             if writer.lock.unclean {
                 verify::sweep(self).await?;
             }

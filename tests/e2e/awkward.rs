@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int64Array, ListArray, NullArray, RecordBatch, StringArray};
+use half::f16;
 use tarn_tests::{unchecked_text, write_parquet};
 
 use crate::source::{self, members, uid};
-use crate::{Sandbox, Test};
+use crate::{Sandbox, Test, storage};
 
 pub(crate) const TESTS: &[Test] = &[
+    ("damaged_files_are_named", damaged_files),
+    ("vectors_and_columns_of_ones_own", own_vectors),
     ("parts_of_samples_are_never_mixed", names),
     ("samples_without_uids_and_urls", unnamed),
     ("text_that_is_not_utf8", not_utf8),
@@ -324,4 +327,58 @@ fn messages(t: &Sandbox) {
     assert!(finished.code == 0 && finished.stderr.contains("other steps, seed than the run's are given"), "{}", finished.stderr);
     let finished = train(&["--max-steps", "1", "-o", "run", "--resume"]);
     assert!(finished.code == 0 && !finished.stderr.contains("warning"), "{}", finished.stderr);
+}
+
+/// A damaged file is named, and everything else is looked at all the same.
+fn damaged_files(t: &Sandbox) {
+    storage::sources(t);
+    t.ok(&["ingest", "pool", "m", "s"]);
+    let data = t.path("pool/pool.lance/data");
+    let largest = std::fs::read_dir(&data).unwrap().map(|file| file.unwrap().path()).max_by_key(|path| path.metadata().unwrap().len());
+    let largest = largest.unwrap();
+    std::fs::File::options().write(true).open(&largest).unwrap().set_len(1000).unwrap();
+    let verified = t.tarn(&["verify", "pool"]);
+    let found = String::from_utf8(verified.stdout).unwrap();
+    let name = largest.file_name().unwrap().to_str().unwrap();
+    assert!(verified.code == 1 && found.contains(&format!("pool.lance/data/{name}")), "{found}");
+    assert!(found.contains("images has 120 rows, the ledger says 120") && !found.contains("/rustc/"), "{found}");
+    t.fails(
+        1,
+        &["sql", "pool", "-c", "SELECT max(length(text)), sum(original_width), count(clip_a) FROM pool"],
+        &["tarn verify POOL says which file"],
+    );
+    // A table that is gone is not taken for one that is complete.
+    std::fs::remove_dir_all(t.path("pool/pool.lance")).unwrap();
+    t.fails(1, &["ingest", "pool", "m"], &["pool has lost its table pool: the ledger has", "bring the table's folder back"]);
+}
+
+/// Vectors of a user's own may be of any length, and so may an index over a few of them.
+fn own_vectors(t: &Sandbox) {
+    source::metadata(&t.path("m/0.parquet"), 0..10);
+    let zero_and_long = (0..10).flat_map(|i| [f16::from_f32(i as f32), f16::from_f32((i * i) as f32 / 9.0)].repeat(4)).collect();
+    source::write_npz(&t.path("m/0.npz"), [("own", 8, zero_and_long)].into_iter(), false);
+    t.ok(&["ingest", "pool", "m"]);
+    let verified = t.ok(&["verify", "pool"]);
+    assert!(verified.contains("10 of 10 vectors of own have a length other than 1"), "{verified}");
+    t.ok(&["index", "pool", "create", "own", "--name", "i"]);
+    let checked = t.ok(&["index", "pool", "check", "i", "--nprobes", "3", "--refine", "10"]);
+    assert!(checked.contains("1.0000"), "{checked}");
+    for (name, expression, words) in [
+        ("s", "sum(original_width)", "it is of many rows, expected an expression of one"),
+        ("w", "row_number() OVER (ORDER BY uid)", "it is of many rows"),
+        ("uid", "1", "column 'uid' is already in the pool"),
+        ("_rowid", "original_width", "column '_rowid' has a name with a dot, or one that Lance keeps"),
+        ("bad", "CAST(text AS INT)", "Cannot cast string 'caption 0' to value of Int32 type"),
+    ] {
+        let sql = format!("ALTER TABLE pool ADD COLUMN {name} AS ({expression})");
+        let output = t.tarn(&["sql", "pool", "-c", &sql]);
+        assert!(output.code == 1 && output.stderr.contains(words) && !output.stderr.contains("/rustc/"), "{}", output.stderr);
+    }
+    // What only looks like a subset.
+    t.write("text.npy", "0123456789abcdef");
+    t.fails(1, &["export", "pool", "text.npy", "--to", "parquet", "-o", "out"], &["text.npy: not a subset: text, expected"]);
+    // A folder that is named twice, and files that are passed over.
+    t.write("m/readme.txt", "of no kind");
+    let again = t.tarn(&["ingest", "pool", "m", "m"]);
+    assert!(again.code == 0 && again.stderr.contains("passed over 1: of no known kind (first: m/readme.txt)"), "{}", again.stderr);
 }

@@ -25,10 +25,10 @@ for query in open("duckdb.sql", encoding="utf-8").read().split(";\n"):
 "#;
 
 /// xorshift: the same queries in every run.
-struct Random(u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

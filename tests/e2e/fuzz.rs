@@ -8,12 +8,12 @@ use proptest::test_runner::TestRunner;
 use tarn_tests::damaged;
 use train::Checkpoint;
 
-use crate::{Sandbox, Test, source, training};
+use crate::{Sandbox, Test, sets, source, training};
 
 pub(crate) const TESTS: &[Test] = &[
     ("any_pickle_is_read_or_refused", pickles),
     ("any_safetensors_are_read_or_refused", safetensors),
-    ("any_evaluation_set_is_read_or_refused", sets),
+    ("any_evaluation_set_is_read_or_refused", evaluation_sets),
 ];
 
 fn run<T: std::fmt::Debug>(strategy: impl Strategy<Value = T>, each: impl Fn(T)) {
@@ -72,19 +72,13 @@ fn safetensors(t: &Sandbox) {
     });
 }
 
-/// A `.npy` of one number.
-fn npy(value: i64) -> Vec<u8> {
-    let header = "{'descr': '<i8', 'fortran_order': False, 'shape': (1,), }\n";
-    [&b"\x93NUMPY\x01\x00"[..], &(header.len() as u16).to_le_bytes(), header.as_bytes(), &value.to_le_bytes()].concat()
-}
-
 const TASK: &str = "key = 'mine'\nname = 'Mine'\nkind = 'classification'\nmetric = 'acc1'\nsize = 3\nclasses = 2\nrandom = 0.5\n\
     tags = ['a']\nfields = ['region']\n[[groups]]\nname = 'acc1_by'\nby = ['region']\ntop = 1\n";
 
-fn sets(t: &Sandbox) {
+fn evaluation_sets(t: &Sandbox) {
     let mut shard = tar::Builder::new(Vec::new());
     for i in 0..3 {
-        for (extension, bytes) in [("jpg", source::picture(i)), ("cls", b"1".to_vec()), ("npy", npy(i as i64))] {
+        for (extension, bytes) in [("jpg", source::picture(i)), ("cls", b"1".to_vec()), ("npy", sets::npy(&[i as i64]))] {
             let mut header = tar::Header::new_gnu();
             header.set_size(bytes.len() as u64);
             shard.append_data(&mut header, format!("{i}.{extension}"), &bytes[..]).unwrap();

@@ -4,6 +4,7 @@
 
 mod awkward;
 mod cli;
+mod crashes;
 mod differential;
 mod evaluation;
 mod filters;
@@ -47,6 +48,7 @@ fn main() {
         reports::TESTS,
         group::TESTS,
         fuzz::TESTS,
+        crashes::TESTS,
     ]
     .concat()
     {
@@ -61,6 +63,8 @@ fn main() {
     }
     for (name, test, module) in [
         ("pool_in_s3", s3::pool_in_s3 as fn(&Sandbox), "moto.server"),
+        ("eight_ingests_into_s3_at_once", s3::eight_at_once, "moto.server"),
+        ("a_troubled_store_costs_time_only", s3::troubled_store, "moto.server"),
         ("pool_in_pylance", s3::pool_in_pylance, "lance"),
         ("random_queries_as_duckdb", differential::same_as_duckdb, "duckdb"),
     ] {

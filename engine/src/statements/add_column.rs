@@ -30,12 +30,21 @@ pub(crate) async fn plan(snapshot: &Snapshot, column: &str, expression: &str) ->
     let state = snapshot.state();
     let errors = |e: DataFusionError| snapshot.error(e);
     let scan = snapshot.table(storage::Table::Pool.name()).await?.into_unoptimized_plan();
+    if !storage::schema::can_be_column(column) {
+        return Err(storage::Error::ColumnName { path: snapshot.root().into(), column: column.into() }.into());
+    }
+    if scan.schema().field_with_unqualified_name(column).is_ok_and(|field| Computed::of_field(field).is_none()) {
+        return Err(storage::Error::ColumnExists { column: column.into() }.into());
+    }
     let unplanned = deep::expression(&state, expression, scan.schema()).map_err(errors)?;
     let refused = |reason: &str| Error::ColumnExpression {
         column: column.to_string(),
         expression: expression.to_string(),
         reason: reason.to_string(),
     };
+    if unplanned.exists(|expr| Ok(matches!(expr, Expr::AggregateFunction(_) | Expr::WindowFunction(_)))).map_err(errors)? {
+        return Err(refused("it is of many rows, expected an expression of one"));
+    }
     for (name, volatility) in volatilities(&unplanned).map_err(errors)? {
         match volatility {
             _ if name.starts_with("embed_") => {

@@ -95,6 +95,9 @@ pub(crate) enum Precision {
 
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
+    /// Look at this place in an object store instead: whether writers of a pool there exclude each other
+    #[arg(value_name = "URI", conflicts_with_all = ["gpu", "pool"])]
+    pub place: Option<String>,
     /// Check every kernel against the CPU, train on both, and measure copies, matrix products and whole models
     #[arg(long)]
     pub gpu: bool,

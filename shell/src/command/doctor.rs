@@ -23,6 +23,11 @@ const FLOAT32: f32 = 1e-3;
 const BFLOAT16: f32 = 3e-2;
 
 pub(crate) fn run(args: cli::Doctor, runtime: &Runtime) -> Result<()> {
+    if let Some(place) = &args.place {
+        block_on(runtime, storage::check_exclusion(place))?;
+        crate::note!("{place}: what exists is not written over, so writers of a pool there exclude each other");
+        return Ok(());
+    }
     if let Some(model) = args.models.iter().find(|model| ModelConfig::named(model).is_none()) {
         let message = format!("no model is named '{model}'");
         return Err(Error::Usage { message, hint: "ViT-B-32, ViT-B-16, ViT-L-14, these with -quickgelu, or tiny" });

@@ -177,6 +177,7 @@ impl Run<'_> {
     async fn attempt(&mut self, sources: Vec<Source>) -> Result<()> {
         self.tables = Tables::open(self.pool).await?;
         self.ledger = Ledger::open(&self.writer, &self.tables).await?;
+        self.must_have_tables()?;
         self.seen.clear();
         self.fresh.clear();
         if self.pool.dataset(Table::Rejects).await?.is_none() {
@@ -200,6 +201,19 @@ impl Run<'_> {
         embeddings::ingest(self).await?;
         shards::ingest(self).await?;
         self.write_refused().await
+    }
+
+    /// An error where the ledger has files whose table is gone: they would be passed over for ever.
+    fn must_have_tables(&self) -> Result<()> {
+        for (there, table, kind) in
+            [(self.tables.samples.is_some(), Table::Pool, Kind::Metadata), (self.tables.images.is_some(), Table::Images, Kind::Shard)]
+        {
+            let files = self.ledger.entries().iter().filter(|entry| entry.kind == kind.name()).count();
+            if !there && files > 0 {
+                return Err(Error::TableLost { path: self.pool.root().into(), table: table.name(), files });
+            }
+        }
+        Ok(())
     }
 
     fn of_kind(&mut self, kind: Kind) -> Vec<Source> {

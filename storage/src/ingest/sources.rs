@@ -51,7 +51,8 @@ pub(super) fn find(sources: &[String]) -> Result<Found> {
         let path = Path::new(source);
         let mut any = false;
         if path.is_dir() {
-            any |= found.walk(path);
+            // Named again, it has nothing new.
+            any |= path.canonicalize().is_ok_and(|real| found.folders.contains(&real)) || found.walk(path);
         } else if path.is_file() {
             found.sources.insert(open(path)?.ok_or_else(|| Error::SourceKind { path: path.to_path_buf() })?);
             any = true;

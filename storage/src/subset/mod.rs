@@ -95,6 +95,8 @@ impl Subset {
             }
             let records = npy.into_vec::<Record>().map_err(|e| wrong(e.to_string()))?;
             records.into_iter().map(|r| Uid::from_halves(r.f0, r.f1)).collect()
+        } else if !bytes.is_empty() && bytes.iter().all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace()) {
+            return Err(wrong("text".into()));
         } else if bytes.len() % 16 == 0 && !bytes.is_empty() {
             let half = |b: &[u8]| u64::from_le_bytes(b.try_into().expect("eight bytes"));
             bytes.chunks_exact(16).map(|r| Uid::from_halves(half(&r[..8]), half(&r[8..]))).collect()
