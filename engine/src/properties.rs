@@ -186,4 +186,7 @@ fn the_language_model_that_is_damaged_is_sound() {
     let bytes = language_model();
     let model = FastText::read(&bytes[..], bytes.len() as u64).expect("a sound model");
     assert!(model.detect("hund cat", &mut Scratch::default()).is_some());
+    // Parts of words, and nowhere to look them up.
+    let without_buckets = [&bytes[..40], &[0; 4], &bytes[44..]].concat();
+    assert!(FastText::read(&without_buckets[..], bytes.len() as u64).is_err());
 }

@@ -90,7 +90,7 @@ impl Writer {
         match InsertBuilder::new(&uri).with_params(&params).execute_stream(empty).await {
             Ok(dataset) => Ok(Arc::new(dataset)),
             Err(lance::Error::DatasetAlreadyExists { .. }) => Err(Error::Changed { path: uri }),
-            Err(e) => Err(Error::lance(uri)(e)),
+            Err(e) => Err(conflict(&uri)(e)),
         }
     }
 
@@ -106,7 +106,7 @@ impl Writer {
         }
         let mut wider = Dataset::clone(dataset);
         let transform = NewColumnTransform::AllNulls(Arc::new(Schema::new(fields)));
-        wider.add_columns(transform, None, None).await.map_err(conflict(dataset))?;
+        wider.add_columns(transform, None, None).await.map_err(conflict(dataset.uri()))?;
         Ok(Arc::new(wider))
     }
 
@@ -173,7 +173,7 @@ async fn commit(dataset: &Arc<Dataset>, operation: Operation, properties: HashMa
     let transaction: Transaction =
         TransactionBuilder::new(dataset.version().version, operation).transaction_properties(Some(Arc::new(properties))).build();
     let committed = CommitBuilder::new(dataset.clone()).with_skip_auto_cleanup(true).execute(transaction).await;
-    committed.map(Arc::new).map_err(conflict(dataset))
+    committed.map(Arc::new).map_err(conflict(dataset.uri()))
 }
 
 /// Returns the operation of a change that deletes rows. Two such go beside each other if their fragments differ, so each
@@ -246,8 +246,9 @@ fn replace_columns(fragment: &mut Fragment, new: DataFile, stale: &[i32]) {
     fragment.files.push(new);
 }
 
-fn conflict(dataset: &Dataset) -> impl FnOnce(lance::Error) -> Error {
-    let path = dataset.uri().to_string();
+/// Tells what another writer has come before from other errors.
+fn conflict(uri: &str) -> impl FnOnce(lance::Error) -> Error {
+    let path = uri.to_string();
     move |e| match e {
         lance::Error::CommitConflict { .. }
         | lance::Error::RetryableCommitConflict { .. }

@@ -374,6 +374,13 @@ fn own_vectors(t: &Sandbox) {
         let output = t.tarn(&["sql", "pool", "-c", &sql]);
         assert!(output.code == 1 && output.stderr.contains(words) && !output.stderr.contains("/rustc/"), "{}", output.stderr);
     }
+    // CommonPool's are directions.
+    source::metadata(&t.path("b/1.parquet"), 10..20);
+    source::write_npz(&t.path("b/1.npz"), [("b32_img", 512, vec![f16::ONE; 5120])].into_iter(), false);
+    t.ok(&["ingest", "pool", "b"]);
+    let verified = t.tarn(&["verify", "pool"]);
+    let found = String::from_utf8(verified.stdout).unwrap();
+    assert!(verified.code == 1 && found.contains("10 of 10 vectors of b32_img have a length other than 1"), "{found}");
     // What only looks like a subset.
     t.write("text.npy", "0123456789abcdef");
     t.fails(1, &["export", "pool", "text.npy", "--to", "parquet", "-o", "out"], &["text.npy: not a subset: text, expected"]);

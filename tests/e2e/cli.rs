@@ -146,7 +146,7 @@ fn training_errors(t: &Sandbox) {
     t.fails(1, &train("no_filter", "tiny"), &["has no table 'images' yet", "tarn ingest POOL shards/"]);
     t.fails(1, &train("missing.npy", "tiny"), &["missing.npy"]);
     t.write("odd.npy", "not numpy");
-    t.fails(1, &train("odd.npy", "tiny"), &["not a subset: 9 bytes without a numpy header"]);
+    t.fails(1, &train("odd.npy", "tiny"), &["not a subset: text, expected a .npy array"]);
     t.fails(1, &["embed", pool, "--model", ".", "--column", "x"], &["not a checkpoint: . holds no open_clip_config.json"]);
     assert!(!t.path("run").exists(), "a run that cannot start leaves no folder");
 }

@@ -247,7 +247,11 @@ impl FastText {
         };
         let ngrams = if max_n == 0 && word_ngrams < 2 { 0 } else { kept.as_ref().map_or(buckets as usize, HashMap::len) };
         let far = kept.iter().flat_map(|kept| kept.values()).any(|row| *row as usize >= ngrams);
-        if input.len() < (n_words + ngrams) * dim || output.len() < n_labels * dim || far || (ngrams > 0 && buckets == 0) {
+        if input.len() < (n_words + ngrams) * dim
+            || output.len() < n_labels * dim
+            || far
+            || (buckets == 0 && (max_n > 0 || word_ngrams > 1))
+        {
             return Err(wrong("its matrices are smaller than its dictionary"));
         }
         let (sums, sum_rows) = (Vec::new(), Vec::new());

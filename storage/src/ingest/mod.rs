@@ -107,6 +107,16 @@ pub fn ingest<'a>(
 const ATTEMPTS: u32 = 100;
 const PAUSE: Duration = Duration::from_secs(5);
 
+/// Returns true where another attempt may come to its end: another writer was faster, or the store did not answer. A commit
+/// of which no answer came may be there, and what it holds is known then, or come later, and find its version taken.
+fn can_go_on(e: &Error) -> bool {
+    match e {
+        Error::Changed { .. } => true,
+        Error::Lance { source, .. } => matches!(**source, lance::Error::IO { .. }),
+        _ => false,
+    }
+}
+
 /// Brings everything in, from the start again whenever another writer was faster.
 async fn attempts(writer: Writer, found: sources::Found, options: &Options, on_progress: OnProgress<'_>) -> Result<Summary> {
     let sources::Found { sources, rejects: unreadable, passed_over, .. } = found;
@@ -132,8 +142,8 @@ async fn attempts(writer: Writer, found: sources::Found, options: &Options, on_p
     loop {
         let left = sources.iter().filter(|source| !run.handled.contains(&source.path)).cloned().collect();
         match run.attempt(left).await {
-            Err(Error::Changed { .. }) if !writer.is_alone() && attempt < ATTEMPTS => {
-                attempt += 1;
+            Err(e) if !writer.is_alone() && can_go_on(&e) && attempt < ATTEMPTS => {
+                attempt += if matches!(e, Error::Changed { .. }) { 1 } else { ATTEMPTS / 5 };
                 // Processes that met once should not meet again: each waits for another time.
                 let share = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), attempt) as f64 / u64::MAX as f64;
                 tokio::time::sleep(PAUSE.min(Duration::from_millis(50) * 2u32.pow(attempt.min(10))).mul_f64(share)).await;
