@@ -248,6 +248,8 @@ mod tests {
         std::fs::write(&path, [npy_header("'<f4'", 1), 1f32.to_le_bytes().to_vec()].concat()).unwrap();
         assert!(Subset::read(&path).unwrap_err().to_string().contains("dtype '<f4'"));
         std::fs::write(&path, b"hello").unwrap();
+        assert!(Subset::read(&path).unwrap_err().to_string().contains("not a subset: text"));
+        std::fs::write(&path, b"hell\xff").unwrap();
         assert!(Subset::read(&path).unwrap_err().to_string().contains("5 bytes without a numpy header"));
     }
 }
