@@ -95,7 +95,7 @@ fn kills(t: &Sandbox) {
             }
         }
     }
-    println!("{killed} killed, of which {old} left the pool as it was and {new} as it was to be");
+    eprintln!("{killed} killed, of which {old} left the pool as it was and {new} as it was to be");
     assert!(killed > 0);
 }
 
